@@ -1,0 +1,1 @@
+"""What every room stands on: canonical data, safe files, manifests, addressed randomness."""

@@ -1,0 +1,142 @@
+"""Manifests: what a stage made, from what, checked before it is used.
+
+`manifest.json` is deterministic: equal inputs, spec and code give equal bytes. Everything that may
+differ between two runs (times, host, attempts) goes to `provenance.json` beside it.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ropewalk.base.canonical import digest, plain
+from ropewalk.base.files import read_json, sha256_file, write_json
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+PROVENANCE = "provenance.json"
+
+
+class ArtifactError(RuntimeError):
+    """An artifact that is missing, damaged or of another format; the message names the remedy."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class File:
+    """One file of an artifact."""
+
+    path: str  # relative to the manifest's folder
+    bytes: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a stage left behind."""
+
+    stage: str
+    recipe: str  # H(stage, spec, recipes of the inputs, content of inventories): what this is
+    content: str  # H(files, result): which bytes came out
+    spec: Mapping[str, Any]
+    inputs: Mapping[str, Mapping[str, str]]  # name -> {recipe, content}
+    files: tuple[File, ...]
+    result: Mapping[str, Any]  # counts and other facts, deterministic
+    folder: Path = dataclasses.field(compare=False)
+
+    def path(self, name: str) -> Path:
+        """Return the path of one of the files; unknown names are a KeyError."""
+        if name not in {file.path for file in self.files}:
+            raise KeyError(f"{self.folder / MANIFEST} lists no file {name!r}")
+        return self.folder / name
+
+
+def recipe_id(stage: str, spec: Any, inputs: Mapping[str, Manifest]) -> str:
+    """Return H(stage, spec slice, recipe ids of the inputs, content of inventories)."""
+    parents = {
+        name: [m.recipe, m.content if m.stage == "inventory" else ""] for name, m in inputs.items()
+    }
+    return digest({"stage": stage, "spec": plain(spec, identity=True), "inputs": parents})
+
+
+def write_manifest(
+    folder: Path,
+    *,
+    stage: str,
+    spec: Any,
+    inputs: Mapping[str, Manifest],
+    files: Iterable[Path],
+    result: Mapping[str, Any],
+) -> Manifest:
+    """Hash `files` (inside `folder`) and write `folder/manifest.json` last, atomically."""
+    listed = tuple(
+        File(
+            path=str(file.relative_to(folder)), bytes=file.stat().st_size, sha256=sha256_file(file)
+        )
+        for file in sorted(files)
+    )
+    manifest = Manifest(
+        stage=stage,
+        recipe=recipe_id(stage, spec, inputs),
+        content=digest({"files": [[f.path, f.sha256] for f in listed], "result": plain(result)}),
+        spec=plain(spec, identity=True),
+        inputs={
+            name: {"recipe": m.recipe, "content": m.content} for name, m in sorted(inputs.items())
+        },
+        files=listed,
+        result=plain(result),
+        folder=folder,
+    )
+    fields = {f.name: getattr(manifest, f.name) for f in dataclasses.fields(manifest)}
+    del fields["folder"]
+    write_json(folder / MANIFEST, {"format_version": FORMAT_VERSION, **plain(fields)})
+    return manifest
+
+
+def read_manifest(path: Path, *, verify: bool = True) -> Manifest:
+    """Read a manifest and, unless told otherwise, hash every file it lists.
+
+    Raises:
+        ArtifactError: naming the file and what to do, if anything differs from the manifest.
+    """
+    if not path.is_file():
+        raise ArtifactError(f"{path} does not exist: run `snakemake {path}` to make it")
+    data = read_json(path)
+    if data.get("format_version") != FORMAT_VERSION:
+        raise ArtifactError(
+            f"{path} has format_version {data.get('format_version')!r}; this version of ropewalk "
+            f"reads {FORMAT_VERSION}: delete {path.parent} and run snakemake again"
+        )
+    del data["format_version"]
+    data["files"] = tuple(File(**file) for file in data["files"])
+    manifest = Manifest(folder=path.parent, **data)
+    if verify:
+        for file in manifest.files:
+            problem = damage(manifest.folder, file)
+            if problem:
+                raise ArtifactError(
+                    f"{manifest.folder / file.path} {problem}: it was changed after it was made. "
+                    "Run snakemake again: it rebuilds damaged files"
+                )
+        expected = digest(
+            {"files": [[f.path, f.sha256] for f in manifest.files], "result": manifest.result}
+        )
+        if expected != manifest.content:
+            raise ArtifactError(
+                f"{path} does not agree with its own content hash: it was edited. "
+                f"Delete {path} and run snakemake again"
+            )
+    return manifest
+
+
+def damage(folder: Path, file: File) -> str | None:
+    """Return how a file differs from its manifest entry, or None if it does not."""
+    path = folder / file.path
+    if not path.is_file():
+        return "is missing"
+    size = path.stat().st_size
+    if size != file.bytes:
+        return f"has {size} bytes where its manifest says {file.bytes}"
+    found = sha256_file(path)
+    if found != file.sha256:
+        return f"has sha256 {found[:16]}… where its manifest says {file.sha256[:16]}…"
+    return None

@@ -1,0 +1,210 @@
+"""The frame every stage runs in: check inputs, do the work once, leave a manifest and provenance.
+
+A stage is a function `work(job)` that writes its files into `job.folder` and returns them with a
+deterministic result. The frame verifies input manifests, refuses code other than the submitted,
+skips the work when the artifact that stands there was made from the same inputs, spec and code,
+and writes the manifest last.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ropewalk import __version__
+from ropewalk.base.canonical import digest, plain
+from ropewalk.base.closure import PACKAGE_ROOT, closure
+from ropewalk.base.files import read_json, write_json
+from ropewalk.base.manifest import (
+    MANIFEST,
+    PROVENANCE,
+    ArtifactError,
+    Manifest,
+    read_manifest,
+    recipe_id,
+    write_manifest,
+)
+
+SUBMITTED_CODE = "ROPEWALK_SUBMITTED_CODE"  # JSON: stage -> code digest when the workflow started
+LIBRARIES = (
+    "accelerate datasets jinja2 matplotlib numpy pyarrow safetensors tokenizers torch transformers"
+).split()
+
+
+class StageError(RuntimeError):
+    """A stage that cannot go on; the message says which input or setting, and what would be right."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a stage is given."""
+
+    stage: str
+    spec: Any  # the stage's frozen spec type
+    inputs: Mapping[str, Manifest]
+    folder: Path  # where the artifact lies; the manifest is written there last
+    recipe: str
+    code: str  # digest of the stage's code closure
+
+    def input(self, name: str) -> Manifest:
+        """Return one input; a missing one is a StageError that names it."""
+        if name not in self.inputs:
+            raise StageError(f"{self.stage}: input {name!r} is missing; pass --input {name}=PATH")
+        return self.inputs[name]
+
+    def many(self, prefix: str) -> dict[str, Manifest]:
+        """Return the inputs named `prefix:...`, keyed by what follows the colon."""
+        start = f"{prefix}:"
+        return {k.removeprefix(start): m for k, m in self.inputs.items() if k.startswith(start)}
+
+
+Work = Callable[[Job], tuple[Iterable[Path], Mapping[str, Any]]]
+
+
+def run_stage(
+    stage: str,
+    entry: str,
+    work: Work,
+    *,
+    spec: Any,
+    inputs: Mapping[str, Path],
+    folder: Path,
+    rebuilds: int = 0,
+) -> Manifest:
+    """Run `work` inside the frame and return the manifest it leaves in `folder`.
+
+    `inputs` maps input names to manifest paths; `rebuilds` counts how often damaged files of this
+    artifact had to be made again (recorded, never part of its identity).
+
+    Raises:
+        StageError, ArtifactError: before any work is done, if inputs or code are not what they
+            should be.
+    """
+    code_files = closure(entry)
+    code = digest(code_files)
+    _refuse_newer_code(stage, code)
+    manifests = {name: read_manifest(path) for name, path in inputs.items()}
+    recipe = recipe_id(stage, spec, manifests)
+    job = Job(stage=stage, spec=spec, inputs=manifests, folder=folder, recipe=recipe, code=code)
+    standing = _standing(job)
+    if standing is not None:
+        print(f"{stage}: unchanged inputs, spec and code: {folder} stands as it is", flush=True)
+        _restore(job, standing)
+        return standing
+    started, clock = time.time(), time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+    files, result = work(job)
+    manifest = write_manifest(
+        folder, stage=stage, spec=spec, inputs=manifests, files=files, result=result
+    )
+    provenance = {
+        "stage": stage,
+        "recipe": recipe,
+        "content": manifest.content,
+        "inputs": {name: m.content for name, m in manifests.items()},
+        "rebuilds": rebuilds,
+        "code": code,
+        "code_files": code_files,
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]][:3]),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+        "seconds": round(time.monotonic() - clock, 3),
+        "files": {f.path: (folder / f.path).stat().st_mtime_ns for f in manifest.files},
+        "manifest": (folder / MANIFEST).read_text(encoding="utf-8"),
+        **environment(),
+    }
+    write_json(folder / PROVENANCE, provenance)
+    return manifest
+
+
+def environment() -> dict[str, Any]:
+    """Return versions, machine and source revision: measurements, never part of an identity."""
+    versions = {}
+    for name in LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return {
+        "ropewalk": __version__,
+        "python": platform.python_version(),
+        "libraries": versions,
+        "host": socket.gethostname(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+        "git": _git_revision(),
+    }
+
+
+def _git_revision() -> dict[str, Any] | None:
+    """Return the revision of the checkout the code lies in, or None outside one."""
+    root = PACKAGE_ROOT.parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        head = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return {"revision": head, "dirty": bool(dirty)}
+
+
+def _refuse_newer_code(stage: str, code: str) -> None:
+    """A job that waited in a queue must not run other code than it was submitted with."""
+    submitted = json.loads(os.environ.get(SUBMITTED_CODE, "{}")).get(stage)
+    if submitted is not None and submitted != code:
+        raise StageError(
+            f"{stage}: the code changed after this job was submitted ({submitted} -> {code}). "
+            "Start snakemake again: it submits the job with the code as it is now"
+        )
+
+
+def _standing(job: Job) -> Manifest | None:
+    """Return the artifact in the job's folder if this very job made it and it is undamaged.
+
+    Snakemake deletes declared outputs (the manifest) before a job starts, so the manifest's text is
+    kept in the provenance file as well.
+    """
+    record = job.folder / PROVENANCE
+    if not record.is_file():
+        return None
+    provenance = read_json(record)
+    same = (
+        provenance.get("recipe") == job.recipe
+        and provenance.get("code") == job.code
+        and provenance.get("inputs") == {name: m.content for name, m in job.inputs.items()}
+        and provenance.get("libraries") == environment()["libraries"]
+    )
+    if not same:
+        return None
+    manifest = job.folder / MANIFEST
+    if not manifest.is_file():
+        manifest.write_text(provenance["manifest"], encoding="utf-8")
+    try:
+        return read_manifest(manifest)
+    except ArtifactError:
+        manifest.unlink()
+        return None
+
+
+def _restore(job: Job, standing: Manifest) -> None:
+    """Record the present file times, so that the next plan sees the files as checked."""
+    record = job.folder / PROVENANCE
+    provenance = read_json(record)
+    provenance["files"] = {f.path: (job.folder / f.path).stat().st_mtime_ns for f in standing.files}
+    write_json(record, plain(provenance))

@@ -1,0 +1,1 @@
+"""Numbers with their convention: scores per token, perplexity protocols, probes, theory checks."""

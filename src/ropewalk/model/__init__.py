@@ -1,0 +1,1 @@
+"""Models: transformers' classes with our angles, positions, attention boundaries and loss."""

@@ -1,0 +1,1 @@
+"""Claims to verdicts, verdicts to pages."""

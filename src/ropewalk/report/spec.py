@@ -1,0 +1,155 @@
+"""Claims: what a paper says, and which measured quantities decide it."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+Outcome = Literal[
+    "reproduced",
+    "partly",
+    "contradicted",
+    "inconclusive",
+    "not tested at this scale",
+    "protocol underspecified",
+    "blocked",
+    "error",
+]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Quantity:
+    """One measured number: a value of an evaluation of a run."""
+
+    evaluation: str
+    run: str | Mapping[str, str] = dataclasses.field(default_factory=dict)
+    # A run by name (`study/run`), or by axis values; axes not named take the study's main values.
+    snapshot: str = "final"  # `final`, `first`, or a step number
+    context: str | None = None  # label of the context, for losses
+    value: Literal["nll", "perplexity", "accuracy", "reach", "reach_share"] = "nll"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Threshold:
+    """A quantity, or its difference or ratio to a baseline, lies on one side of a number."""
+
+    kind: Literal["threshold"] = "threshold"
+    quantity: Quantity
+    baseline: Quantity | None = None
+    compare: Literal["value", "difference", "ratio"] = "value"
+    at_least: float | None = None  # exactly one of the two
+    at_most: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError("exactly one of at_least and at_most must be given")
+        if (self.compare == "value") != (self.baseline is None):
+            raise ValueError("compare difference or ratio needs a baseline, compare value has none")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ordering:
+    """Quantities from smallest to largest, each at least `margin` above the one before."""
+
+    kind: Literal["ordering"] = "ordering"
+    ascending: tuple[Quantity, ...]
+    margin: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trend:
+    """Quantities along an index that go one way, each step by more than `-slack`."""
+
+    kind: Literal["trend"] = "trend"
+    along: tuple[Quantity, ...]
+    direction: Literal["falling", "rising"]
+    slack: float = 0.0  # a step the other way of up to this much is tolerated
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Value:
+    """A quantity equals a printed number within a relative tolerance."""
+
+    kind: Literal["value"] = "value"
+    quantity: Quantity
+    printed: float
+    relative_tolerance: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Exact:
+    """A number of a check of theory lies within bounds, without statistics."""
+
+    kind: Literal["exact"] = "exact"
+    check: str
+    number: str  # key in the check's result
+    at_least: float | None = None
+    at_most: float | None = None
+
+
+Rule = Threshold | Ordering | Trend | Value | Exact
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A statement of a paper and the rule that decides it. Rules are fixed before the run."""
+
+    statement: str  # in our words
+    location: str  # table, figure or section of the paper
+    printed: str  # the paper's number or wording it rests on
+    rule: Rule | None = None
+    outcome: Literal["blocked", "protocol underspecified", "not tested at this scale"] | None = None
+    # without a rule: why nothing can be measured
+    note: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row of a printed table."""
+
+    run: Mapping[str, str]  # axis values
+    label: str
+    cells: tuple[str, ...]  # as printed; empty where the paper prints nothing
+    snapshot: str = "final"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table of the paper, with what of ours stands beside each cell."""
+
+    title: str
+    location: str
+    evaluation: str
+    value: Literal["perplexity", "reach"]
+    columns: tuple[str, ...]  # context labels, or snapshots where `by` is snapshot
+    by: Literal["context", "snapshot"] = "context"
+    context: str | None = None  # for tables by snapshot
+    rows: tuple[Row, ...]
+
+
+# What the stages are given.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JudgeJob:
+    """Stage `judge`: measured numbers and verdicts of one study."""
+
+    study: str
+    scale: str
+    title: str
+    paper: Mapping[str, str]  # authors, year, url, ...
+    claims: Mapping[str, Claim]  # quantities name runs as `study/run`
+    tables: Mapping[str, Table]
+    cells: Mapping[str, Mapping[str, Quantity]]  # table -> "row,column" -> our counterpart
+    decides: tuple[str, ...]  # claims this scale promised to decide
+    inconsistencies: tuple[str, ...]  # of the paper itself
+    deviations: tuple[str, ...]  # ours from the paper at this scale
+    bootstrap_draws: int = 2000
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReportJob:
+    """Stage `report`: pages from the judged studies."""
+
+    name: str
+    scale: str

@@ -1,0 +1,145 @@
+"""What the training room can be asked for."""
+
+import dataclasses
+from typing import Literal
+
+from ropewalk.base.canonical import EXECUTION
+from ropewalk.model.spec import Architecture, NaturalPositions, Numerics, PlainRope, Positions, Rope
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScratchWeights:
+    """Random initial weights; every tensor is drawn from its own address (seed, tensor name)."""
+
+    kind: Literal["scratch"] = "scratch"
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunWeights:
+    """The final weights of another run, named `study/run`."""
+
+    kind: Literal["run"] = "run"
+    run: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PublishedWeights:
+    """A checkpoint somebody published: a folder on disk or a repository on the hub."""
+
+    kind: Literal["published"] = "published"
+    hub: str | None = None
+    revision: str | None = None
+    location: str | None = None  # the name under `locations` in config.yaml, instead of the hub
+
+    def __post_init__(self) -> None:
+        if (self.hub is None) == (self.location is None):
+            raise ValueError("exactly one of hub and location must be given")
+
+
+Weights = ScratchWeights | RunWeights | PublishedWeights
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A stretch of one run with one length, one set of windows, one rope, one position method."""
+
+    windows: str  # name of a windows definition
+    length_tokens: int
+    steps: int | None = None  # exactly one of steps and tokens
+    tokens: int | None = None
+    rope: Rope = PlainRope()
+    positions: Positions = NaturalPositions()
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.tokens is None):
+            raise ValueError("exactly one of steps and tokens must be given")
+        if self.length_tokens < 2:
+            raise ValueError(f"length_tokens {self.length_tokens} is below 2")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """AdamW (arXiv 1711.05101)."""
+
+    lr: float  # peak learning rate
+    betas: tuple[float, float]
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float | None = None  # gradients are scaled down to this global norm
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Learning rate over the whole run, as a share of the peak."""
+
+    shape: Literal["constant", "linear", "cosine"]
+    warmup_steps: int = 0
+    warmup_from: float = 0.0  # share of the peak at the first step
+    final: float = 0.0  # share of the peak at the last step (linear, cosine)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Size of one optimizer step, over all processes. Exactly one of the two."""
+
+    sequences: int | None = None
+    tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.sequences is None) == (self.tokens is None):
+            raise ValueError("exactly one of sequences and tokens must be given")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """Where and how a run executes: never part of what it is."""
+
+    device: str = "cpu"  # cpu, or a GPU type of the hardware table (a100-80, v100-32, ...)
+    processes: int = 1  # over all nodes; GPUs where the device is a GPU
+    nodes: int = 1
+    sequences_per_forward: int | None = None  # per process; None: as many as the step gives it
+    recompute_activations: bool = False
+    checkpoint_every_seconds: int = 600
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training. Without phases it adopts weights as they are."""
+
+    architecture: Architecture
+    tokenizer: str  # name of the tokenizer whose ids the model reads
+    weights: Weights
+    phases: tuple[Phase, ...] = ()
+    batch: Batch | None = None
+    optimizer: Optimizer | None = None
+    schedule: Schedule | None = None
+    numerics: Numerics = Numerics()
+    snapshot_steps: tuple[int, ...] = ()  # steps after which weights are kept, beside the final
+    seed: int = 0  # order of the data
+    hardware: Hardware = dataclasses.field(default=Hardware(), metadata=EXECUTION)
+
+    def __post_init__(self) -> None:
+        needed = {
+            "batch": self.batch,
+            "optimizer": self.optimizer,
+            "schedule": self.schedule,
+        }
+        absent = [name for name, value in needed.items() if value is None]
+        if self.phases and absent:
+            raise ValueError(f"a run with phases needs {', '.join(absent)}")
+        for phase in self.phases:
+            if self.batch and self.batch.tokens and self.batch.tokens % phase.length_tokens:
+                raise ValueError(
+                    f"batch.tokens {self.batch.tokens} is not divisible by the phase's "
+                    f"length_tokens {phase.length_tokens}"
+                )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainJob:
+    """Stage `train`: one run."""
+
+    run: Run
+    folder: str | None = dataclasses.field(default=None, metadata=EXECUTION)
+    # where the `location` of published weights lies
