@@ -50,7 +50,7 @@ def plain(value: Any, *, identity: bool = False) -> Any:
 
 
 def canonical_json(value: Any) -> str:
-    """Return the canonical JSON text of `value`: sorted keys, no spaces, shortest float spelling."""
+    """Return the canonical JSON text of `value`: sorted keys, no spaces."""
     return json.dumps(
         plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )

@@ -63,8 +63,8 @@ def _module_file(module: str) -> Path | None:
     return None
 
 
-@functools.lru_cache(maxsize=None)
-def _read(file: Path, modified_ns: int) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+@functools.cache
+def _read(file: Path, _modified_ns: int) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
     """Return a Python file's digest, the modules it imports and the data files it names."""
     tree = ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
     imports: list[str] = []

@@ -41,7 +41,7 @@ LIBRARIES = (
 
 
 class StageError(RuntimeError):
-    """A stage that cannot go on; the message says which input or setting, and what would be right."""
+    """A stage that cannot go on; the message names the input or setting and what is right."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

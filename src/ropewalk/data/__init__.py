@@ -1,1 +1,1 @@
-"""Documents to windows: sources, corpora, tokenizers, tokens in Arrow shards, windows, the loader."""
+"""Documents to windows: sources, corpora, tokenizers, tokens in shards, windows, the loader."""

@@ -1,4 +1,4 @@
-"""What the evaluation room can be asked for. Contexts are labelled relative to the window: 1x, 2x."""
+"""What the evaluation room can be asked for. Contexts are labelled 1x, 2x, ... of the window."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -33,8 +33,11 @@ class SameTokens:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SlidingWindow:
-    """Sliding-window perplexity (Press et al.; used by PI): the first window is scored whole, each
-    later one, `stride_tokens` further, only on its last `stride_tokens` tokens."""
+    """Sliding-window perplexity (Press et al.; used by PI).
+
+    The first window is scored whole, each later one, `stride_tokens` further on, only on its last
+    `stride_tokens` tokens.
+    """
 
     kind: Literal["sliding_window"] = "sliding_window"
     contexts: Mapping[str, int]  # label -> window
@@ -71,8 +74,10 @@ class Passkey:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RecallProbe:
-    """Retrieval for models too small to read: the recall documents of the base mixture, asked at
-    chosen distances. Same rule for the reach as `Passkey`; chance is 1 / `keys`."""
+    """Retrieval for models too small to read: recall documents, asked at chosen distances.
+
+    Same rule for the reach as `Passkey`; chance is 1 / `keys`.
+    """
 
     kind: Literal["recall"] = "recall"
     context_tokens: int
