@@ -1,114 +1,194 @@
-"""Reading resolved JSON into the frozen spec types of the rooms.
+"""Reading plain data into the frozen spec types of the rooms: one decoder for YAML and for JSON.
 
-The types are plain frozen dataclasses. `study` validates YAML against the same types with pydantic;
-a stage, which must run without pydantic, uses `decode`. Both refuse unknown keys.
-A union of dataclasses is told apart by its `kind` field, a `Literal` with one value.
+The types are stdlib dataclasses. Unknown keys, missing keys and wrong types are problems; all of
+them are collected and reported at once. A union of dataclasses is told apart by its `kind` field, a
+`Literal` with one value, whose default may be left out of the data only where the union has no
+other member.
 """
 
 import dataclasses
+import difflib
+import functools
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+_INVALID: Any = object()
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """Something that cannot be used: where, and what is wrong with what remedy."""
+
+    path: tuple[str | int, ...]
+    message: str
+
+    def __str__(self) -> str:
+        return f"{dotted(self.path)}: {self.message}" if self.path else self.message
 
 
 class SpecError(ValueError):
-    """A spec that cannot be used; the message names the key, the value and what is allowed."""
+    """Data that cannot be used; carries every problem found."""
+
+    def __init__(self, problems: Iterable[Problem] | str) -> None:
+        if isinstance(problems, str):
+            problems = [Problem((), problems)]
+        self.problems = tuple(problems)
+        super().__init__("\n".join(map(str, self.problems)))
 
 
-def decode(kind: type[T], data: Any, path: str = "spec") -> T:
-    """Return `data` (plain JSON) as an instance of the frozen dataclass `kind`.
+def dotted(path: Iterable[str | int]) -> str:
+    """Return a key path as text: `phases.0.steps`."""
+    return ".".join(map(str, path))
+
+
+def suggestion(word: object, known: Iterable[str]) -> str:
+    """Return ` (did you mean x?)` for the closest known word, else what is known."""
+    names = sorted(known)
+    close = difflib.get_close_matches(str(word), names, n=1)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"known: {', '.join(names)}" if names else "none is known"
+
+
+def decode(kind: type[T], data: Any, path: tuple[str | int, ...] = ()) -> T:
+    """Return plain `data` as an instance of the frozen dataclass `kind`.
 
     Raises:
-        SpecError: for an unknown or missing key or a value of the wrong type, naming its path.
+        SpecError: with every unknown or missing key and every value of a wrong type.
     """
-    return typing.cast(T, _decode(kind, data, path))
+    problems: list[Problem] = []
+    value = _decode(kind, data, path, problems)
+    if problems:
+        raise SpecError(problems)
+    return typing.cast(T, value)
 
 
-def _decode(kind: Any, data: Any, path: str) -> Any:
-    origin = typing.get_origin(kind)
-    arguments = typing.get_args(kind)
+def _decode(kind: Any, data: Any, path: tuple[str | int, ...], problems: list[Problem]) -> Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return data
-    if origin is typing.Annotated:
-        return _decode(arguments[0], data, path)
     if origin in (typing.Union, types.UnionType):
-        return _decode_union(arguments, data, path)
+        return _decode_union(arguments, data, path, problems)
     if origin is typing.Literal:
-        if data not in arguments:
-            raise SpecError(f"{path}: {data!r} is not one of {', '.join(map(repr, arguments))}")
-        return data
+        if data in arguments and type(data) in {type(a) for a in arguments}:
+            return data
+        allowed = ", ".join(repr(a) for a in arguments)
+        return _refuse(problems, path, f"{data!r} is not allowed; allowed: {allowed}")
     if origin is tuple:
-        if not isinstance(data, list | tuple):
-            raise SpecError(f"{path}: {data!r} is not a list")
-        if len(arguments) == 2 and arguments[1] is Ellipsis:
-            return tuple(_decode(arguments[0], v, f"{path}[{i}]") for i, v in enumerate(data))
-        if len(arguments) != len(data):
-            raise SpecError(f"{path}: {data!r} must have {len(arguments)} items")
-        return tuple(
-            _decode(a, v, f"{path}[{i}]")
-            for i, (a, v) in enumerate(zip(arguments, data, strict=True))
-        )
-    if origin in (dict, Mapping):
+        return _decode_tuple(arguments, data, path, problems)
+    if isinstance(origin, type) and issubclass(origin, Mapping):
         if not isinstance(data, Mapping):
-            raise SpecError(f"{path}: {data!r} is not a map")
-        return {k: _decode(arguments[1], v, f"{path}.{k}") for k, v in data.items()}
+            return _refuse(problems, path, f"{data!r} is not a map")
+        return {k: _decode(arguments[1], v, (*path, k), problems) for k, v in data.items()}
     if dataclasses.is_dataclass(kind):
-        return _decode_dataclass(typing.cast(type, kind), data, path)
-    if kind is float and isinstance(data, int) and not isinstance(data, bool):
-        return float(data)
+        return _decode_dataclass(typing.cast(type, kind), data, path, problems)
     if kind in (int, float, str, bool):
-        if type(data) is not kind:
-            raise SpecError(f"{path}: {data!r} is not of type {kind.__name__}")
+        return _decode_scalar(kind, data, path, problems)
+    raise TypeError(f"{dotted(path)}: spec type {kind!r} is not supported")
+
+
+def _refuse(problems: list[Problem], path: tuple[str | int, ...], message: str) -> Any:
+    problems.append(Problem(path, message))
+    return _INVALID
+
+
+def _decode_scalar(
+    kind: type, data: Any, path: tuple[str | int, ...], problems: list[Problem]
+) -> Any:
+    if type(data) is kind:
         return data
-    if kind is type(None):
-        if data is not None:
-            raise SpecError(f"{path}: {data!r} must be null")
-        return None
-    raise TypeError(f"{path}: spec type {kind!r} is not supported")
+    if kind is float and type(data) is int:
+        return float(data)
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    hint = ""
+    if kind is float and isinstance(data, str):
+        try:
+            float(data)
+            mantissa, _, exponent = data.lower().partition("e")
+            hint = f"; YAML reads it as text: write {mantissa}.0e{exponent}" if exponent else ""
+        except ValueError:
+            pass
+    return _refuse(problems, path, f"{data!r} is not {names[kind]}{hint}")
 
 
-def _decode_union(options: tuple[Any, ...], data: Any, path: str) -> Any:
+def _decode_tuple(
+    arguments: tuple[Any, ...], data: Any, path: tuple[str | int, ...], problems: list[Problem]
+) -> Any:
+    if not isinstance(data, list | tuple):
+        return _refuse(problems, path, f"{data!r} is not a list")
+    if len(arguments) == 2 and arguments[1] is Ellipsis:
+        kinds: Iterable[Any] = (arguments[0],) * len(data)
+    elif len(arguments) == len(data):
+        kinds = arguments
+    else:
+        return _refuse(problems, path, f"{data!r} must have {len(arguments)} items")
+    pairs = enumerate(zip(kinds, data, strict=True))
+    return tuple(_decode(k, v, (*path, i), problems) for i, (k, v) in pairs)
+
+
+def _decode_union(
+    options: tuple[Any, ...], data: Any, path: tuple[str | int, ...], problems: list[Problem]
+) -> Any:
     if data is None and type(None) in options:
         return None
     options = tuple(option for option in options if option is not type(None))
+    if len(options) == 1:
+        return _decode(options[0], data, path, problems)
     classes = [option for option in options if dataclasses.is_dataclass(option)]
     if isinstance(data, Mapping) and len(classes) > 1:
-        by_kind = {typing.get_type_hints(c)["kind"].__args__[0]: c for c in classes}
+        by_kind = {_hints(c)["kind"].__args__[0]: c for c in classes}
         if data.get("kind") not in by_kind:
-            allowed = ", ".join(sorted(by_kind))
-            raise SpecError(f"{path}.kind: {data.get('kind')!r} is not one of {allowed}")
-        return _decode(by_kind[data["kind"]], data, path)
-    problems = []
+            if "kind" not in data:
+                return _refuse(problems, path, f"'kind' is missing; {suggestion('', by_kind)}")
+            given = data["kind"]
+            return _refuse(
+                problems, (*path, "kind"), f"{given!r} is unknown; {suggestion(given, by_kind)}"
+            )
+        return _decode(by_kind[data["kind"]], data, path, problems)
+    collected: list[Problem] = []
     for option in options:
-        try:
-            return _decode(option, data, path)
-        except SpecError as error:
-            problems.append(str(error))
-    raise SpecError("; or ".join(problems))
+        own: list[Problem] = []
+        value = _decode(option, data, path, own)
+        if not own:
+            return value
+        collected += own
+    problems += collected if isinstance(data, Mapping) else collected[:1]
+    return _INVALID
 
 
-def _decode_dataclass(kind: type, data: Any, path: str) -> Any:
+def _decode_dataclass(
+    kind: type, data: Any, path: tuple[str | int, ...], problems: list[Problem]
+) -> Any:
     if not isinstance(data, Mapping):
-        raise SpecError(f"{path}: {data!r} is not a map")
-    hints = typing.get_type_hints(kind, include_extras=True)
+        return _refuse(problems, path, f"{data!r} is not a map")
+    before = len(problems)
+    hints = _hints(kind)
     fields = {f.name: f for f in dataclasses.fields(kind)}
-    unknown = sorted(set(data) - set(fields))
-    if unknown:
-        raise SpecError(f"{path}.{unknown[0]}: unknown key; known keys: {', '.join(fields)}")
-    missing = sorted(
-        name
-        for name, f in fields.items()
-        if name not in data
-        and f.default is dataclasses.MISSING
-        and f.default_factory is dataclasses.MISSING
-    )
-    if missing:
-        raise SpecError(f"{path}.{missing[0]}: missing")
-    values = {name: _decode(hints[name], data[name], f"{path}.{name}") for name in data}
+    for key in data:
+        if key not in fields:
+            _refuse(problems, (*path, key), f"unknown key; {suggestion(key, fields)}")
+    for name, field in fields.items():
+        required = (
+            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        )
+        if required and name not in data:
+            _refuse(problems, (*path, name), "missing")
+    values = {
+        name: _decode(hints[name], data[name], (*path, name), problems)
+        for name in fields
+        if name in data
+    }
+    if len(problems) > before:
+        return _INVALID
     try:
         return kind(**values)
     except ValueError as error:
-        raise SpecError(f"{path}: {error}") from None
+        return _refuse(problems, path, str(error))
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)

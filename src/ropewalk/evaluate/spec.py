@@ -12,15 +12,15 @@ from ropewalk.model.spec import Numerics
 class SameTokens:
     """Loss on the same target tokens at every context: one forward per document and context.
 
-    Each document gives one stretch of max(contexts) tokens. At context L the model reads its last L
-    tokens, and the last `scored_tokens` of them are scored. So a difference between contexts is
-    the effect of the context, never of other targets.
+    Each document gives the stretch of max(contexts) tokens after its first one. At context L the
+    model reads its last L tokens, and the last `scored_tokens` of them are scored. So a difference
+    between contexts is the effect of the context, never of other targets.
     """
 
     kind: Literal["same_tokens"] = "same_tokens"
     contexts: Mapping[str, int]  # label -> tokens read
     scored_tokens: int
-    documents: int  # documents with at least max(contexts) tokens; fewer is an error
+    documents: int  # documents with more than max(contexts) tokens; fewer is an error
 
     def __post_init__(self) -> None:
         shortest = min(self.contexts.values())
@@ -48,11 +48,13 @@ class SlidingWindow:
 
     def __post_init__(self) -> None:
         shortest = min(self.contexts.values())
-        if not 0 < self.stride_tokens <= shortest:
+        if not 0 < self.stride_tokens < shortest:
             raise ValueError(
                 f"stride_tokens {self.stride_tokens} must lie between 1 and the shortest context "
-                f"{shortest}"
+                f"{shortest} minus 1 (nothing predicts the first token of a window)"
             )
+        if self.cut_tokens is not None and self.cut_tokens < 2:
+            raise ValueError(f"cut_tokens {self.cut_tokens} is below 2: no token can be scored")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -106,7 +106,7 @@ class Claim:
 class Row:
     """One row of a printed table."""
 
-    run: Mapping[str, str]  # axis values
+    run: str | Mapping[str, str]  # an alias, or axis values of the paper
     label: str
     cells: tuple[str, ...]  # as printed; empty where the paper prints nothing
     snapshot: str = "final"
@@ -139,10 +139,12 @@ class JudgeJob:
     paper: Mapping[str, str]  # authors, year, url, ...
     claims: Mapping[str, Claim]  # quantities name runs as `study/run`
     tables: Mapping[str, Table]
-    cells: Mapping[str, Mapping[str, Quantity]]  # table -> "row,column" -> our counterpart
+    cells: Mapping[str, Mapping[str, Quantity]]  # table -> "row,column" from 0 -> ours
     decides: tuple[str, ...]  # claims this scale promised to decide
     inconsistencies: tuple[str, ...]  # of the paper itself
     deviations: tuple[str, ...]  # ours from the paper at this scale
+    provenance: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
+    # run -> key path of a setting -> where it comes from (seed, paper, repo, assumed)
     bootstrap_draws: int = 2000
     seed: int = 0
 

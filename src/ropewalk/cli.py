@@ -1,0 +1,40 @@
+"""The `ropewalk` command: plans, explanations, and every stage by hand."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from ropewalk.base.manifest import ArtifactError
+from ropewalk.base.spec import SpecError
+from ropewalk.base.stage import StageError
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line. Commands import what they need when they run."""
+    top = argparse.ArgumentParser(
+        prog="ropewalk",
+        description="Rebuild long-context language-model papers, from raw text to a report.",
+        epilog="The workflow itself is `snakemake all`; these commands look at it or run one stage.",
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    from ropewalk.commands import doctor, show, stages, why
+
+    for module in (show, why, doctor, stages):
+        module.register(commands)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; a problem of the input is one message and exit code 2."""
+    options = parser().parse_args(arguments)
+    try:
+        return int(options.run(options) or 0)
+    except (SpecError, StageError, ArtifactError) as error:
+        print(f"ropewalk: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

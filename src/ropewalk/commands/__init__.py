@@ -1,0 +1,1 @@
+"""What `ropewalk` can do, one module per command or group of commands."""

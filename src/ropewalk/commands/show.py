@@ -1,0 +1,40 @@
+"""`ropewalk show STUDY`: every resolved setting, and where it comes from."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+
+def register(commands: Any) -> None:
+    """Add the command."""
+    command = commands.add_parser(
+        "show",
+        help="print a study's resolved settings, each with its provenance class",
+        description=(
+            "Print every resolved setting of a study at a scale, with its provenance class: "
+            "`seed` and `paper` are the authors' own, `repo` their code's, `assumed` our choice "
+            "where they are silent, `scale` a value of this scale that differs from the paper."
+        ),
+        epilog="The JSON keeps the spec's key paths: runs.<run>.optimizer.lr",
+    )
+    command.add_argument("study", help="a study in papers/, e.g. position_interpolation; or shared")
+    command.add_argument("--scale", help="tiny, mini, small, gpu or paper (default: config.yaml)")
+    command.add_argument("--json", action="store_true", help="print JSON instead of lines")
+    command.add_argument("--config", type=Path, default=Path("config.yaml"))
+    command.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the settings."""
+    from ropewalk.study.project import load_plan
+    from ropewalk.study.show import lines, resolved
+
+    overrides = {"scale": options.scale} if options.scale else {}
+    plan = load_plan(options.config, overrides)
+    shown = resolved(plan, options.study)
+    if options.json:
+        print(json.dumps(shown, indent=1, ensure_ascii=False))
+    else:
+        print("\n".join(lines(shown)))
+    return 0

@@ -1,0 +1,87 @@
+"""Every stage by hand: `ropewalk tokenize --spec SPEC --input tokenizer=PATH --out FOLDER`."""
+
+import argparse
+import importlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ropewalk.base.files import read_json
+from ropewalk.base.spec import SpecError, decode
+from ropewalk.base.stage import run_stage
+from ropewalk.study.registry import STAGES, Stage
+
+
+def register(commands: Any) -> None:
+    """Add one command per stage of the registry."""
+    for stage in STAGES.values():
+        command = commands.add_parser(
+            stage.name,
+            help=stage.summary,
+            description=f"{stage.summary} The stage of this name, run by hand.",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            epilog=(
+                f"SPEC is a {stage.spec.__name__} (see {stage.spec.__module__}). The workflow's\n"
+                "own specs and inputs can be seen with:\n"
+                "  snakemake -n -p RESULT/manifest.json\n"
+                "The stage checks its inputs against their manifests, does nothing if FOLDER\n"
+                "already holds what the same inputs, spec and code gave, and writes\n"
+                "FOLDER/manifest.json last."
+            ),
+        )
+        command.add_argument(
+            "--spec", required=True, help="the spec: JSON text, or the path of a JSON file"
+        )
+        command.add_argument(
+            "--input",
+            action="append",
+            default=[],
+            metavar="NAME=MANIFEST",
+            help="an input by name: the path of its manifest.json; repeat for each",
+        )
+        command.add_argument("--out", required=True, type=Path, help="folder of the artifact")
+        command.add_argument(
+            "--rebuilds", type=int, default=0, help="how often damaged files were made again"
+        )
+        command.set_defaults(run=_runner(stage))
+
+
+def _runner(stage: Stage) -> Any:
+    def run(options: argparse.Namespace) -> int:
+        # Waiting threads that spin slow every neighbour down; torch reads this when it is imported.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        inputs = {}
+        for item in options.input:
+            name, separator, path = item.partition("=")
+            if not separator:
+                raise SpecError(f"--input {item!r}: write NAME=MANIFEST")
+            inputs[name] = Path(path)
+        work = importlib.import_module(stage.entry).work
+        run_stage(
+            stage.name,
+            stage.entry,
+            work,
+            spec=decode(stage.spec, _spec_data(options.spec)),
+            inputs=inputs,
+            folder=options.out,
+            rebuilds=options.rebuilds,
+        )
+        return 0
+
+    return run
+
+
+def _spec_data(text: str) -> Any:
+    if text.lstrip().startswith("{"):
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError as error:
+            raise SpecError(f"--spec: not valid JSON: {error}") from None
+    path = Path(text)
+    if not path.is_file():
+        raise SpecError(f"--spec {text!r}: neither JSON text nor a file")
+    try:
+        return read_json(path)
+    except ValueError as error:
+        raise SpecError(str(error)) from None

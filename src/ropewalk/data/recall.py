@@ -1,0 +1,174 @@
+"""Synthetic recall: marked key-value pairs in a stream, and keys asked for again later.
+
+Everything is built from token ids. A pair is three tokens: marker, key, value. The marker never
+occurs in text (it is the tokenizer's EOS), so a key token that happens to stand in filler text is
+not a pair. In training documents keys come back with the value they were first shown with; a probe
+shows pairs once, then filler, then the marker and one of the keys: the model has to answer with its
+value.
+"""
+
+import numpy as np
+
+from ropewalk.base.rng import generator
+from ropewalk.base.spec import SpecError
+from ropewalk.data.shards import Tokens
+from ropewalk.data.spec import RecallCorpus
+
+BOS = 0  # ids of the tokenizers trained here; the tokenize stage refuses others
+MARKER = 1
+PAIR_TOKENS = 3
+MINIMUM_DISTANCE = 4  # key, value, marker, asked key: the pair right before the question
+FILLER_TOKENS = 1 << 22  # how much of a corpus filler is cut from
+
+
+def alphabet(vocabulary_size: int, keys: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return `(key ids, value ids)`, int64 [keys] each, disjoint.
+
+    They alternate and are spread evenly over [vocabulary_size / 8, vocabulary_size): past special
+    tokens and single bytes, common and rare words alike.
+
+    Raises:
+        SpecError: if the vocabulary has no room for them.
+    """
+    first = vocabulary_size // 8
+    room = vocabulary_size - first
+    if not 0 < 2 * keys <= room:
+        raise SpecError(
+            f"keys: {keys} keys and as many values do not fit a vocabulary of {vocabulary_size}; "
+            f"use 1 to {room // 2}"
+        )
+    ids = first + np.arange(2 * keys, dtype=np.int64) * room // (2 * keys)
+    return ids[0::2], ids[1::2]
+
+
+def filler_of(tokens: Tokens, limit: int = FILLER_TOKENS) -> np.ndarray:
+    """Return the first `limit` tokens of a corpus as one int64 array, without BOS and marker.
+
+    Raises:
+        SpecError: if nothing is left.
+    """
+    pieces, total = [np.empty(0, dtype=np.int64)], 0
+    for index in range(tokens.count):
+        if total >= limit:
+            break
+        ids = tokens.document(index).astype(np.int64)
+        ids = ids[(ids != BOS) & (ids != MARKER)][: limit - total]
+        pieces.append(ids)
+        total += len(ids)
+    if not total:
+        raise SpecError("filler: the corpus has no tokens to cut filler from")
+    return np.concatenate(pieces)
+
+
+def document(
+    spec: RecallCorpus, index: int, filler: np.ndarray, vocabulary_size: int
+) -> np.ndarray:
+    """Return recall document `index`: int64 [spec.length_tokens], a pure function of its arguments.
+
+    The stream is a sequence of elements: with probability `filler_share` a piece of filler
+    (geometric length), otherwise one of the document's pairs, drawn evenly. It is cut at
+    `length_tokens`, in the middle of an element if need be.
+
+    Raises:
+        SpecError: if the pairs or the alphabet do not fit.
+    """
+    least, most = spec.pairs
+    if not 1 <= least <= most <= spec.keys:
+        raise SpecError(f"pairs: {spec.pairs} must be a range within 1 and keys = {spec.keys}")
+    if not 0 <= spec.filler_share < 1 or spec.filler_mean_tokens < 1:
+        raise SpecError(
+            f"filler_share {spec.filler_share} must lie in [0, 1) and filler_mean_tokens "
+            f"{spec.filler_mean_tokens} be at least 1"
+        )
+    keys, values = alphabet(vocabulary_size, spec.keys)
+    rng = generator(spec.seed, "recall", index)
+    pairs = int(rng.integers(least, most + 1))
+    table = np.stack(  # [pairs, 3]
+        [
+            np.full(pairs, MARKER),
+            rng.choice(keys, pairs, replace=False),
+            rng.choice(values, pairs, replace=False),
+        ],
+        axis=1,
+    )
+    # Every element has a token at least, so `length` of them are always enough.
+    length = spec.length_tokens
+    is_filler = rng.random(length) < spec.filler_share
+    sizes = np.where(is_filler, rng.geometric(1 / spec.filler_mean_tokens, length), PAIR_TOKENS)
+    which = rng.integers(pairs, size=length)
+    begins = rng.integers(len(filler), size=length)
+    # token -> its element and its place inside the element
+    ends = np.cumsum(sizes)
+    places = np.arange(length)
+    element = np.searchsorted(ends, places, side="right")
+    inside = places - (ends - sizes)[element]
+    text = filler.take(begins[element] + inside, mode="wrap")
+    pair = table[which[element], np.minimum(inside, PAIR_TOKENS - 1)]
+    return np.where(is_filler[element], text, pair).astype(np.int64)
+
+
+def distance_range(
+    context_tokens: int, pairs: int, bos: int | None = BOS
+) -> tuple[int, int] | None:
+    """Return the smallest and largest distance a probe can have; each between them is possible too.
+
+    None if the pairs do not fit the context.
+    """
+    opening = 0 if bos is None else 1
+    question = 3  # marker, asked key, answer
+    slack = 2 * (PAIR_TOKENS - 1)  # what may be left over on both sides of whole pairs
+    if opening + PAIR_TOKENS * pairs + slack + question > context_tokens:
+        return None
+    return MINIMUM_DISTANCE, context_tokens - 2 - opening
+
+
+def probe(
+    context_tokens: int,
+    distance: int,
+    pairs: int,
+    keys: int,
+    trial: int,
+    seed: int,
+    filler: np.ndarray,
+    vocabulary_size: int,
+    bos: int | None = BOS,
+) -> tuple[np.ndarray, int, int]:
+    """Return `(ids, answer, position)` of one question.
+
+    ids: int64 [context_tokens] = BOS, filler, `pairs` adjacent pairs, filler, marker, asked key,
+    answer. The prompt is all but the last token; `position` = context_tokens - 1 is where the
+    answer stands. `distance` is the number of tokens from the asked key where it was shown
+    (inclusive) to the end of the prompt: prompt[-distance] is that key. Where among the pairs it
+    stands is drawn from the places that fit.
+
+    Raises:
+        SpecError: if `distance` is not in `distance_range`.
+    """
+    limits = distance_range(context_tokens, pairs, bos)
+    if limits is None or not limits[0] <= distance <= limits[1]:
+        raise SpecError(
+            f"distance: {distance} with {pairs} pairs in a context of {context_tokens} tokens; "
+            + (f"use {limits[0]} to {limits[1]}" if limits else "the pairs do not fit")
+        )
+    key_ids, value_ids = alphabet(vocabulary_size, keys)
+    if not 1 <= pairs <= keys:
+        raise SpecError(f"pairs: {pairs} must lie within 1 and keys = {keys}")
+    rng = generator(seed, "recall-probe", distance, trial)
+    shown_keys = rng.choice(key_ids, pairs, replace=False)
+    shown_values = rng.choice(value_ids, pairs, replace=False)
+    prompt = context_tokens - 1
+    opening = 0 if bos is None else 1
+    marker = prompt - distance - 1  # place of the asked pair
+    most_before = (marker - opening) // PAIR_TOKENS
+    most_after = (prompt - 2 - (marker + PAIR_TOKENS)) // PAIR_TOKENS
+    asked = int(rng.integers(max(0, pairs - 1 - most_after), min(pairs - 1, most_before) + 1))
+
+    ids = filler.take(rng.integers(len(filler)) + np.arange(context_tokens), mode="wrap")
+    ids = ids.astype(np.int64)
+    if bos is not None:
+        ids[0] = bos
+    block = np.stack([np.full(pairs, MARKER), shown_keys, shown_values], axis=1).ravel()
+    start = marker - PAIR_TOKENS * asked
+    ids[start : start + len(block)] = block
+    ids[-3:] = MARKER, shown_keys[asked], shown_values[asked]
+    return ids, int(shown_values[asked]), prompt

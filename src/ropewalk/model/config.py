@@ -1,0 +1,121 @@
+"""Between our specs and transformers' configs, both ways."""
+
+from typing import Any
+
+from transformers import GPTNeoXConfig, LlamaConfig, PreTrainedConfig
+
+from ropewalk.base.spec import SpecError
+from ropewalk.base.stage import StageError
+from ropewalk.model.rope import rope_parameters
+from ropewalk.model.spec import Architecture, LinearRope, PlainRope, Rope
+
+
+def config(
+    architecture: Architecture,
+    rope: Rope,
+    *,
+    length_tokens: int | None = None,
+    bos: int | None = None,
+    eos: int | None = None,
+) -> PreTrainedConfig:
+    """Return the complete transformers config of a model.
+
+    `length_tokens` is what `max_position_embeddings` says (None: the pretraining window); `bos` and
+    `eos` are token ids.
+
+    Raises:
+        SpecError: for an architecture its family cannot express.
+    """
+    shared: dict[str, Any] = {
+        "vocab_size": architecture.vocabulary_size,
+        "hidden_size": architecture.hidden,
+        "num_hidden_layers": architecture.layers,
+        "num_attention_heads": architecture.heads,
+        "intermediate_size": architecture.ffn,
+        "max_position_embeddings": length_tokens or architecture.context_tokens,
+        "initializer_range": architecture.init_std,
+        "tie_word_embeddings": architecture.tied_embeddings,
+        "rope_parameters": rope_parameters(architecture, rope),
+        "bos_token_id": bos,
+        "eos_token_id": eos,
+        "pad_token_id": None,
+        "dtype": "float32",
+    }
+    if architecture.family == "llama":
+        if architecture.rotary_share != 1.0:
+            raise SpecError(
+                f"architecture.rotary_share: {architecture.rotary_share} is not possible for "
+                "family 'llama', which turns the whole head; use 1.0 or family 'gpt_neox'"
+            )
+        return LlamaConfig(
+            **shared,
+            num_key_value_heads=architecture.kv_heads or architecture.heads,
+            head_dim=architecture.head_dimension,
+            rms_norm_eps=architecture.norm_epsilon,
+            architectures=["LlamaForCausalLM"],
+        )
+    if architecture.kv_heads not in (None, architecture.heads):
+        raise SpecError(
+            f"architecture.kv_heads: {architecture.kv_heads} is not possible for family "
+            f"'gpt_neox', which has as many as heads; leave it out"
+        )
+    return GPTNeoXConfig(
+        **shared,
+        layer_norm_eps=architecture.norm_epsilon,
+        architectures=["GPTNeoXForCausalLM"],
+    )
+
+
+def architecture_of(found: Any) -> Architecture:
+    """Return the architecture a transformers config describes.
+
+    Raises:
+        StageError: for a model family or a variant that ropewalk does not build.
+    """
+    family: Any = found.model_type
+    if family not in ("llama", "gpt_neox"):
+        raise StageError(f"model_type {family!r} is not one of 'llama', 'gpt_neox'")
+    variants = {
+        "llama": {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
+        "gpt_neox": {"hidden_act": "gelu", "attention_bias": True, "use_parallel_residual": True},
+    }
+    for key, expected in variants[family].items():
+        if getattr(found, key) != expected:
+            raise StageError(
+                f"config.json: {key} is {getattr(found, key)!r}; ropewalk builds {family} models "
+                f"with {expected!r} only"
+            )
+    return Architecture(
+        family=family,
+        layers=found.num_hidden_layers,
+        hidden=found.hidden_size,
+        heads=found.num_attention_heads,
+        kv_heads=getattr(found, "num_key_value_heads", None),
+        ffn=found.intermediate_size,
+        vocabulary_size=found.vocab_size,
+        context_tokens=found.max_position_embeddings,
+        rope_base=float(found.rope_parameters["rope_theta"]),
+        rotary_share=float(found.rope_parameters.get("partial_rotary_factor", 1.0)),
+        norm_epsilon=found.rms_norm_eps if family == "llama" else found.layer_norm_eps,
+        tied_embeddings=found.tie_word_embeddings,
+        init_std=found.initializer_range,
+    )
+
+
+def rope_of(found: Any) -> Rope:
+    """Return the rope a transformers config describes.
+
+    Raises:
+        StageError: for a rope type that ropewalk has no method for.
+    """
+    parameters = found.rope_parameters
+    match parameters["rope_type"]:
+        case "default":
+            return PlainRope()
+        case "linear":
+            return LinearRope(factor=float(parameters["factor"]))
+        case other:
+            raise StageError(
+                f"config.json: rope_parameters.rope_type {other!r} is not one of "
+                "'default', 'linear'"
+            )

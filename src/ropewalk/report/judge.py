@@ -1,0 +1,253 @@
+"""Stage `judge`: verdicts, tables and figure data of one study, from result files only."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ropewalk.base.canonical import leaves, plain
+from ropewalk.base.files import read_json, write_json
+from ropewalk.base.manifest import Manifest
+from ropewalk.base.stage import Job, StageError
+from ropewalk.report import series
+from ropewalk.report.compare import LEVEL, Comparison, Sampling
+from ropewalk.report.quantities import Measured, Missing, Results, describe
+from ropewalk.report.spec import Claim, JudgeJob
+from ropewalk.report.verdict import DECIDED, Evidence, Verdict, judge_claim
+from ropewalk.report.wording import convention
+
+JUDGED = "judged.json"
+JUDGED_VERSION = 1
+Json = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Material:
+    """What the study left behind, read."""
+
+    evaluations: Mapping[tuple[str, str], Manifest]  # (study/evaluation, study/run)
+    results: Results
+    checks: Mapping[str, Manifest]
+    check_results: Mapping[str, Json]
+    runs: Mapping[str, Manifest]
+
+
+def work(job: Job) -> tuple[Iterable[Path], Mapping[str, Any]]:
+    """Write `judged.json`; the result counts claims by outcome."""
+    spec: JudgeJob = job.spec
+    judged = judge(spec, read_material(job))
+    path = job.folder / JUDGED
+    write_json(path, judged)
+    outcomes: dict[str, int] = {}
+    for claim in judged["claims"].values():
+        outcomes[claim["outcome"]] = outcomes.get(claim["outcome"], 0) + 1
+    return [path], {"study": spec.study, "outcomes": outcomes}
+
+
+def read_material(job: Job) -> Material:
+    """Read every result a job was given.
+
+    Raises:
+        StageError: if an input is named wrongly or has no `result.json`.
+    """
+    evaluations = {}
+    for name, manifest in job.many("evaluation").items():
+        evaluation, colon, run = name.partition(":")
+        if not colon:
+            raise StageError(
+                f"{job.stage}: input 'evaluation:{name}' names no run; "
+                "the name must be 'evaluation:<study>/<evaluation>:<study>/<run>'"
+            )
+        evaluations[evaluation, run] = manifest
+    checks = job.many("check")
+    return Material(
+        evaluations=evaluations,
+        results=Results(
+            study=job.spec.study,
+            by_name={key: _result(manifest) for key, manifest in evaluations.items()},
+        ),
+        checks=checks,
+        check_results={name: _result(manifest) for name, manifest in checks.items()},
+        runs=job.many("run"),
+    )
+
+
+def _result(manifest: Manifest) -> Json:
+    try:
+        path = manifest.path("result.json")
+    except KeyError as error:
+        raise StageError(f"{error.args[0]}: a judged stage must leave one") from None
+    return read_json(path)
+
+
+def judge(spec: JudgeJob, material: Material) -> Json:
+    """Return everything the report says about one study, as plain JSON.
+
+    A promise is kept if the claim came out decided, in either direction; a claim that was not
+    promised breaks none.
+
+    Raises:
+        StageError: if `decides` names a claim the study does not have.
+    """
+    unknown = sorted(set(spec.decides) - set(spec.claims))
+    if unknown:
+        raise StageError(
+            f"decides: {unknown[0]!r} is no claim of {spec.study}; claims: "
+            f"{', '.join(sorted(spec.claims))}"
+        )
+    sampling = Sampling(draws=spec.bootstrap_draws, seed=spec.seed)
+    evidence = Evidence(
+        scale=spec.scale,
+        results=material.results,
+        checks=material.check_results,
+        sampling=sampling,
+    )
+    claims = {
+        name: _claim(claim, judge_claim(claim, evidence), material, name in spec.decides)
+        for name, claim in spec.claims.items()
+    }
+    results = material.results
+    return plain(
+        {
+            "format_version": JUDGED_VERSION,
+            "study": spec.study,
+            "scale": spec.scale,
+            "title": spec.title,
+            "paper": dict(spec.paper),
+            "claims": claims,
+            "tables": {
+                name: series.table(table, spec.cells.get(name, {}), results, sampling)
+                for name, table in spec.tables.items()
+            },
+            "figures": {
+                "perplexity_by_context": series.perplexity_by_context(results, sampling),
+                "paper_by_context": series.paper_by_context(spec.tables, spec.cells),
+                "by_step": series.by_step(results, sampling),
+                "theory": _theory(material),
+                "training": _training(material.runs),
+            },
+            "runs": {
+                name: _run(manifest, spec.provenance.get(name, {}))
+                for name, manifest in sorted(material.runs.items())
+            },
+            "evaluations": {
+                f"{evaluation}:{run}": _evaluation(evaluation, run, manifest)
+                for (evaluation, run), manifest in sorted(material.evaluations.items())
+            },
+            "checks": {
+                name: {"recipe": manifest.recipe, "content": manifest.content}
+                for name, manifest in sorted(material.checks.items())
+            },
+            "protocols": {
+                evaluation: convention(result["protocol"])
+                for (evaluation, _), result in sorted(material.results.by_name.items())
+            },
+            "inconsistencies": list(spec.inconsistencies),
+            "deviations": list(spec.deviations),
+            "bootstrap": {"draws": spec.bootstrap_draws, "seed": spec.seed, "level": LEVEL},
+        }
+    )
+
+
+def _claim(claim: Claim, verdict: Verdict, material: Material, promised: bool) -> Json:
+    single = verdict.comparisons[0] if len(verdict.comparisons) == 1 else None
+    measured = [_measured(m, material.results) for m in verdict.measured]
+    if verdict.number is not None:
+        measured.append(
+            {"what": f"check {verdict.checks[0]}", "unit": "number", "number": verdict.number}
+        )
+    keys = dict.fromkeys(
+        (m["evaluation"], m["run"])
+        for m in measured
+        if (m.get("evaluation"), m.get("run")) in material.evaluations
+    )
+    return {
+        "statement": claim.statement,
+        "location": claim.location,
+        "printed": claim.printed,
+        "note": claim.note,
+        "outcome": verdict.outcome,
+        "reason": verdict.reason,
+        "measured": measured,
+        "interval": _interval(single) if single else None,
+        "comparisons": [
+            {"of": c.of, "needs": c.needs, "standing": c.standing, **_interval(c)}
+            for c in verdict.comparisons
+        ],
+        "evidence": {
+            "evaluations": [f"{evaluation}:{run}" for evaluation, run in keys],
+            "checks": list(verdict.checks),
+        },
+        "promised": promised,
+        "kept": not promised or verdict.outcome in DECIDED,
+    }
+
+
+def _measured(found: Measured | Missing, results: Results) -> Json:
+    evaluation, run = results.key(found.quantity)
+    return {
+        "what": describe(found.quantity),
+        "unit": found.quantity.value,
+        "number": found.number if isinstance(found, Measured) else None,
+        "missing": found.reason if isinstance(found, Missing) else None,
+        "evaluation": evaluation,
+        "run": run,
+    }
+
+
+def _interval(comparison: Comparison) -> Json:
+    e = comparison.estimate
+    return {
+        "number": series.finite(e.number),
+        "low": series.finite(e.low),
+        "high": series.finite(e.high),
+        "unit": e.unit,
+        "method": e.method,
+    }
+
+
+def _evaluation(evaluation: str, run: str, manifest: Manifest) -> Json:
+    trained = manifest.inputs.get("run", {})
+    return {
+        "evaluation": evaluation,
+        "run": run,
+        "recipe": manifest.recipe,
+        "content": manifest.content,
+        "run_recipe": trained.get("recipe"),
+        "run_content": trained.get("content"),
+    }
+
+
+def _run(manifest: Manifest, provenance: Mapping[str, str]) -> Json:
+    settings = []
+    for key, value in leaves(manifest.spec["run"]):
+        settings.append({"key": key, "value": value, "class": provenance.get(key)})
+    result = manifest.result
+    return {
+        "recipe": manifest.recipe,
+        "content": manifest.content,
+        "steps": result.get("final_step"),
+        "tokens": result.get("tokens"),
+        "parameters": result.get("parameters"),
+        "settings": settings,
+    }
+
+
+def _theory(material: Material) -> list[Json]:
+    return [
+        {
+            "check": name,
+            "kind": manifest.spec["check"],
+            "numbers": material.check_results[name]["numbers"],
+            "series": material.check_results[name].get("series", {}),
+        }
+        for name, manifest in sorted(material.checks.items())
+    ]
+
+
+def _training(runs: Mapping[str, Manifest]) -> list[Json]:
+    return [
+        {"run": name, "points": [[int(step), float(loss)] for step, loss in curve]}
+        for name, manifest in sorted(runs.items())
+        if (curve := manifest.result.get("loss"))
+    ]

@@ -1,0 +1,182 @@
+"""The data behind tables and figures: pure functions from results to plain JSON."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ropewalk.report.compare import Arms, Sampling, estimated
+from ropewalk.report.quantities import Measured, Missing, Results, extract, run_name
+from ropewalk.report.spec import Quantity, Table
+
+Json = dict[str, Any]
+_PRINTED = re.compile(r"(?P<beyond>[<>]?)\s*(?P<number>\d+(?:\.\d+)?(?:e[+-]?\d+)?)")
+
+
+def printed_number(text: str) -> tuple[float, bool] | None:
+    """Return a printed cell as `(number, is only a bound)`, e.g. `>1e3` as `(1000.0, True)`.
+
+    None for a cell that holds no number.
+    """
+    found = _PRINTED.fullmatch(text.strip().replace(",", ""))
+    return (float(found["number"]), bool(found["beyond"])) if found else None
+
+
+def finite(value: float) -> float | None:
+    """Return a number JSON can hold: None for an end without a bound."""
+    return float(value) if math.isfinite(value) else None
+
+
+def cell(quantity: Quantity | None, results: Results, sampling: Sampling) -> Json:
+    """Return our counterpart of a printed cell: the number with its interval, or why there is none.
+
+    Keys: `number`, `low`, `high`, `method`, or `missing`; and `evaluation`, `run` where named.
+    """
+    if quantity is None:
+        return {"missing": "not part of this scale"}
+    evaluation, run = results.key(quantity)
+    names = {"evaluation": evaluation, "run": run}
+    found = extract(quantity, results)
+    if isinstance(found, Missing):
+        return {**names, "missing": found.reason}
+    return {**names, **_number(found, sampling)}
+
+
+def _number(measured: Measured, sampling: Sampling) -> Json:
+    e = estimated(Arms(subject=measured, baseline=None, compare="value"), sampling)
+    return {"number": e.number, "low": finite(e.low), "high": finite(e.high), "method": e.method}
+
+
+def table(spec: Table, cells: Mapping[str, Quantity], results: Results, sampling: Sampling) -> Json:
+    """Return a printed table with our counterpart beside every cell.
+
+    `cells` is keyed by `row,column`, both counted from 0. A column's number is `printed` as the
+    paper has it (empty where it prints nothing) and ours.
+    """
+    return {
+        "title": spec.title,
+        "location": spec.location,
+        "evaluation": _full(spec.evaluation, results.study),
+        "value": spec.value,
+        "by": spec.by,
+        "columns": list(spec.columns),
+        "rows": [
+            {
+                "label": row.label,
+                "cells": [
+                    {"printed": printed, **cell(cells.get(f"{i},{j}"), results, sampling)}
+                    for j, printed in enumerate(row.cells)
+                ],
+            }
+            for i, row in enumerate(spec.rows)
+        ],
+    }
+
+
+def perplexity_by_context(results: Results, sampling: Sampling) -> list[Json]:
+    """Return final perplexity against context, one series per evaluation and run."""
+    found = []
+    for (evaluation, run), result in sorted(results.by_name.items()):
+        contexts = _contexts(result)
+        points = []
+        for label, tokens in contexts:
+            q = Quantity(evaluation=evaluation, run=run, context=label, value="perplexity")
+            measured = extract(q, results)
+            if isinstance(measured, Measured):
+                points.append({"x": tokens, "label": label, **_number(measured, sampling)})
+        if points:
+            found.append({"evaluation": evaluation, "run": run, "points": points})
+    return found
+
+
+def by_step(results: Results, sampling: Sampling) -> list[Json]:
+    """Return perplexity (at the longest context) or reach against steps, where snapshots allow it.
+
+    `value` is `perplexity` or `reach`; `context` the label of the longest context for the former.
+    """
+    found = []
+    for (evaluation, run), result in sorted(results.by_name.items()):
+        steps = sorted(result["snapshots"], key=int)
+        if len(steps) < 2:
+            continue
+        contexts = _contexts(result)
+        longest = contexts[-1][0] if contexts else None
+        value = "perplexity" if contexts else "reach"
+        points = []
+        for step in steps:
+            q = Quantity(
+                evaluation=evaluation,
+                run=run,
+                snapshot=step,
+                context=longest,
+                value="perplexity" if contexts else "reach",
+            )
+            measured = extract(q, results)
+            if isinstance(measured, Measured):
+                points.append({"x": int(step), **_number(measured, sampling)})
+        found.append(
+            {
+                "evaluation": evaluation,
+                "run": run,
+                "value": value,
+                "context": longest,
+                "context_tokens": contexts[-1][1] if contexts else _retrieval_context(result),
+                "points": points,
+            }
+        )
+    return found
+
+
+def paper_by_context(
+    tables: Mapping[str, Table], cells: Mapping[str, Mapping[str, Quantity]]
+) -> list[Json]:
+    """Return the printed perplexities of the rows we have a counterpart of, against context.
+
+    `x` is the context as a multiple of the window (label `4x` is 4); `beyond` marks a printed
+    bound such as `>1e3`.
+    """
+    found = []
+    for name, spec in sorted(tables.items()):
+        if spec.value != "perplexity" or spec.by != "context":
+            continue
+        ours = {int(key.partition(",")[0]) for key in cells.get(name, {})}
+        for index, row in enumerate(spec.rows):
+            if index not in ours:
+                continue
+            points = []
+            for column, text in zip(spec.columns, row.cells, strict=False):
+                number = printed_number(text)
+                times = multiple(column)
+                if number is not None and times is not None:
+                    points.append({"x": times, "number": number[0], "beyond": number[1]})
+            if points:
+                found.append({"table": name, "label": row.label, "points": points})
+    return found
+
+
+def multiple(label: str) -> float | None:
+    """Return the number in a context label such as `4x`, or None for another kind of label."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)x", label)
+    return float(found[1]) if found else None
+
+
+def counterpart_runs(cells: Mapping[str, Quantity]) -> set[str]:
+    """Return the runs a table's cells rest on."""
+    return {run_name(quantity) for quantity in cells.values()}
+
+
+def _contexts(result: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """Return the contexts of a loss evaluation, shortest first; none for retrieval."""
+    snapshot = result["snapshots"][str(result["final_step"])]
+    contexts = snapshot.get("contexts", {})
+    return sorted(
+        ((label, int(c["context_tokens"])) for label, c in contexts.items()), key=lambda c: c[1]
+    )
+
+
+def _retrieval_context(result: Mapping[str, Any]) -> int:
+    return int(result["snapshots"][str(result["final_step"])]["context_tokens"])
+
+
+def _full(evaluation: str, study: str) -> str:
+    return evaluation if "/" in evaluation else f"{study}/{evaluation}"

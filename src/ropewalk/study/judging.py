@@ -1,0 +1,160 @@
+"""From a study's claims and tables to the judge's job: which of our runs each cell means."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ropewalk.base.spec import suggestion
+from ropewalk.report.spec import (
+    Claim,
+    Exact,
+    JudgeJob,
+    Ordering,
+    Quantity,
+    Threshold,
+    Trend,
+    Value,
+)
+from ropewalk.study.load import Problems
+from ropewalk.study.schema import Study
+
+NOT_TESTED = "not tested at this scale"
+
+
+def run_of(study: Study, selection: str | Mapping[str, str]) -> str | None:
+    """Return the `study/run` a selection means at this scale, or None if there is none.
+
+    A text is an alias or a full name; axis values are completed with the study's main values.
+    """
+    if isinstance(selection, str):
+        name = study.file.aliases.get(selection, selection)
+        return name if "/" in name else None
+    wanted = {**study.file.main, **selection}
+    for run, axes in study.axes.items():
+        if axes == {axis: wanted.get(axis) for axis in axes} and set(selection) <= set(axes):
+            return f"{study.name}/{run}"
+    return None
+
+
+def counterpart(study: Study, selection: str | Mapping[str, str]) -> str | None:
+    """Return our run beside a cell of the paper: the paper's main cell is our main cell.
+
+    `selection` uses the paper's axis values. A value equal to the paper's main value becomes ours;
+    any other must exist here under the same name.
+    """
+    if isinstance(selection, str):
+        if selection in study.file.aliases or "/" in selection:
+            return run_of(study, selection)
+        return None
+    translated = {
+        axis: study.file.main[axis]
+        if value == study.paper_main.get(axis) and axis in study.file.main
+        else value
+        for axis, value in selection.items()
+    }
+    return run_of(study, translated)
+
+
+def judge_job(
+    study: Study, scale: str, measured: Mapping[str, list[str]], problems: Problems
+) -> JudgeJob:
+    """Return the job of stage `judge`; unknown evaluations, checks and claims are problems."""
+    file = study.file
+    for claim in file.decides:
+        if claim not in file.claims:
+            problems.add(
+                f"{study.name}: decides: there is no claim {claim!r}; "
+                f"{suggestion(claim, file.claims)}"
+            )
+    claims = {
+        name: _resolve(study, name, claim, measured, problems)
+        for name, claim in file.claims.items()
+    }
+    cells: dict[str, dict[str, Quantity]] = {}
+    for name, table in file.tables.items():
+        cells[name] = {}
+        _known_evaluation(study, table.evaluation, f"tables.{name}.evaluation", problems)
+        for r, row in enumerate(table.rows):
+            if len(row.cells) != len(table.columns):
+                problems.add(
+                    f"{study.name}: tables.{name}.rows.{r}: {len(row.cells)} cells for "
+                    f"{len(table.columns)} columns"
+                )
+            run = counterpart(study, row.run)
+            if run is None or run not in measured.get(table.evaluation, []):
+                continue
+            for c, column in enumerate(table.columns):
+                by_context = table.by == "context"
+                cells[name][f"{r},{c}"] = Quantity(
+                    evaluation=table.evaluation,
+                    run=run,
+                    snapshot=row.snapshot if by_context else column,
+                    context=column if by_context else table.context,
+                    value=table.value,
+                )
+    return JudgeJob(
+        study=study.name,
+        scale=scale,
+        title=file.title,
+        paper=file.paper,
+        claims=claims,
+        tables=file.tables,
+        cells=cells,
+        decides=file.decides,
+        inconsistencies=file.inconsistencies,
+        deviations=file.deviations,
+    )
+
+
+def _resolve(
+    study: Study,
+    name: str,
+    claim: Claim,
+    measured: Mapping[str, list[str]],
+    problems: Problems,
+) -> Claim:
+    """Return a claim whose quantities name runs; without such runs it is not tested here."""
+    where = f"claims.{name}"
+    if claim.rule is None:
+        if claim.outcome is None:
+            problems.add(f"{study.name}: {where}: give a rule, or an outcome that says why not")
+        return claim
+    if isinstance(claim.rule, Exact):
+        if claim.rule.check not in study.file.checks:
+            known = suggestion(claim.rule.check, study.file.checks)
+            problems.add(
+                f"{study.name}: {where}.rule.check: no check {claim.rule.check!r}; {known}"
+            )
+        return claim
+    missing: list[str] = []
+
+    def resolved(quantity: Quantity) -> Quantity:
+        _known_evaluation(study, quantity.evaluation, f"{where}.rule", problems)
+        run = run_of(study, quantity.run)
+        if run is None or run not in measured.get(quantity.evaluation, []):
+            missing.append(f"{quantity.evaluation} of {quantity.run or dict(study.file.main)}")
+            return quantity
+        return dataclasses.replace(quantity, run=run)
+
+    rule: Any = claim.rule
+    if isinstance(rule, Threshold):
+        baseline = resolved(rule.baseline) if rule.baseline else None
+        rule = dataclasses.replace(rule, quantity=resolved(rule.quantity), baseline=baseline)
+    elif isinstance(rule, Ordering):
+        rule = dataclasses.replace(rule, ascending=tuple(map(resolved, rule.ascending)))
+    elif isinstance(rule, Trend):
+        rule = dataclasses.replace(rule, along=tuple(map(resolved, rule.along)))
+    elif isinstance(rule, Value):
+        rule = dataclasses.replace(rule, quantity=resolved(rule.quantity))
+    if missing:
+        note = f"this scale has no {missing[0]}"
+        return dataclasses.replace(claim, rule=None, outcome=NOT_TESTED, note=claim.note or note)
+    return dataclasses.replace(claim, rule=rule)
+
+
+def _known_evaluation(study: Study, name: str, where: str, problems: Problems) -> None:
+    if name not in study.evaluations:
+        problems.add(
+            f"{study.name}: {where}: there is no evaluation {name!r}; "
+            f"{suggestion(name, study.evaluations)}"
+        )

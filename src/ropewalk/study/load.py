@@ -1,0 +1,264 @@
+"""From YAML files to resolved studies: layers, axes, overrides, and every problem at once."""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ropewalk.base.canonical import leaves, plain
+from ropewalk.base.spec import Problem, SpecError, decode, suggestion
+from ropewalk.evaluate.spec import Evaluation
+from ropewalk.study.config import SCALES, Config
+from ropewalk.study.schema import (
+    EvaluationOverride,
+    Family,
+    RunSettings,
+    Study,
+    StudyFile,
+)
+from ropewalk.study.tree import (
+    Leaf,
+    Origin,
+    Tree,
+    assign,
+    load_yaml,
+    located,
+    merge,
+    origin_of,
+    substitute,
+    unwrap,
+)
+
+SHARED = "shared"
+T = TypeVar("T")
+
+
+@dataclasses.dataclass
+class Problems:
+    """Messages collected on the way, raised together."""
+
+    lines: list[str] = dataclasses.field(default_factory=list)
+
+    def take(self, error: SpecError, tree: Tree, prefix: str = "") -> None:
+        """Keep a decoding error with the places its values were written."""
+        self.lines += [located(p, tree, prefix) for p in error.problems]
+
+    def add(self, message: str) -> None:
+        """Keep one message."""
+        self.lines.append(message)
+
+    def check(self) -> None:
+        """Raise everything collected so far."""
+        if self.lines:
+            raise SpecError([Problem((), line) for line in dict.fromkeys(self.lines)])
+
+
+def available(papers: Path) -> tuple[str, ...]:
+    """Return the names of the studies in a folder."""
+    return tuple(sorted(p.stem for p in papers.glob("*.yaml") if p.stem != SHARED))
+
+
+def load_studies(config: Config, root: Path) -> dict[str, Study]:
+    """Return the shared definitions and every chosen study at the configured scale, by name.
+
+    Raises:
+        SpecError: with every problem of every file, each with file, line, key and value.
+    """
+    papers = root / config.papers
+    known = available(papers)
+    problems = Problems()
+    names = config.studies if config.studies is not None else known
+    for name in names:
+        if name not in known:
+            problems.add(f"config.yaml: studies: {name!r} is unknown; {suggestion(name, known)}")
+    problems.check()
+    overlays = []
+    for file in config.overlays:
+        try:
+            overlays.append(load_yaml(root / file, layer="overlay", shown=file))
+        except SpecError as error:
+            problems.take(error, {})
+    studies = {}
+    for name in (SHARED, *names):
+        file = papers / f"{name}.yaml"
+        try:
+            body = load_yaml(file, shown=str(Path(config.papers) / file.name))
+            extra = [overlay.get(name, {}) for overlay in overlays]
+            studies[name] = _resolve(name, body, config.scale, extra, problems)
+        except SpecError as error:
+            problems.take(error, {})
+    problems.check()
+    return studies
+
+
+def _resolve(
+    name: str, body: dict[str, Tree], scale: str, overlays: list[Tree], problems: Problems
+) -> Study:
+    """Return one study at one scale; decoding problems are collected, not raised."""
+    scales = body.pop("scales", {})
+    for key in scales:
+        if key not in SCALES:
+            problems.add(f"{origin_of(scales, (key,))}: scales.{key}: unknown scale; "
+                         f"{suggestion(key, SCALES)}")  # fmt: skip
+    tree = body
+    for layer, overlay in [
+        (f"scale {scale}", scales.get(scale, {})),
+        *((None, o) for o in overlays),
+    ]:
+        if isinstance(overlay, Mapping):
+            tree = merge(tree, _relabel(overlay, layer) if layer else overlay)
+    try:
+        file = decode(StudyFile, unwrap(tree))
+    except SpecError as error:
+        problems.take(error, tree)
+        file = StudyFile()
+        tree = {}
+    layers: dict[str, str] = {}
+    runs, axes = _expand(file, tree, layers, problems)
+    evaluations, evaluation_overrides = _evaluations(file, tree, layers, problems)
+    return Study(
+        name=name,
+        file=file,
+        runs=runs,
+        axes=axes,
+        evaluations=evaluations,
+        evaluation_overrides=evaluation_overrides,
+        paper_main=unwrap(body.get("main", {})),
+        paper_aliases=unwrap(body.get("aliases", {})),
+        layers=layers,
+    )
+
+
+def _relabel(tree: Tree, layer: str) -> Tree:
+    """Return `tree` with its leaves marked as written by `layer`."""
+    if isinstance(tree, Mapping):
+        return {key: _relabel(value, layer) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_relabel(item, layer) for item in tree]
+    return dataclasses.replace(tree, origin=dataclasses.replace(tree.origin, layer=layer))
+
+
+def matches(cell: Mapping[str, str], when: Mapping[str, str | tuple[str, ...]]) -> bool:
+    """Return whether every axis named in `when` has one of the values it names."""
+    return all(
+        cell.get(axis) == value if isinstance(value, str) else cell.get(axis) in value
+        for axis, value in when.items()
+    )
+
+
+def _expand(
+    file: StudyFile, tree: Tree, layers: dict[str, str], problems: Problems
+) -> tuple[dict[str, RunSettings], dict[str, dict[str, str]]]:
+    runs: dict[str, RunSettings] = {}
+    axes: dict[str, dict[str, str]] = {}
+    for family_name, family in file.runs.items():
+        family_tree = tree["runs"][family_name]
+        where = f"runs.{family_name}"
+        _check_axes(family, family_tree, where, problems)
+        for values in itertools.product(*family.axes.values()):
+            cell = dict(zip(family.axes, values, strict=True))
+            if family.only and not any(matches(cell, when) for when in family.only):
+                continue
+            try:
+                name = family.name.format_map(cell)
+                spec = family_tree["spec"]
+                for key, override in family.overrides.items():
+                    if matches(cell, override.when):
+                        settings = family_tree["overrides"][key]["set"]
+                        for dotted_key, value in settings.items():
+                            spec = assign(spec, dotted_key, value)
+                spec = substitute(spec, cell)
+                run = decode(RunSettings, unwrap(spec))
+            except KeyError as error:
+                problems.add(
+                    f"{origin_of(family_tree, ('name',))}: {where}.name: {family.name!r} names "
+                    f"{error}, which is not an axis ({', '.join(family.axes)})"
+                )
+                break
+            except SpecError as error:
+                problems.take(error, family_tree["spec"], f"run {_label(family, cell)}: ")
+                continue
+            if name in runs:
+                problems.add(
+                    f"{origin_of(family_tree, ('name',))}: {where}.name: {name!r} stands for two "
+                    "runs; name every axis with more than one value in it"
+                )
+            runs[name], axes[name] = run, cell
+            _record_layers(f"runs.{name}", spec, plain(run), layers)
+    return runs, axes
+
+
+def _label(family: Family, cell: Mapping[str, str]) -> str:
+    try:
+        return family.name.format_map(cell)
+    except KeyError:
+        return str(dict(cell))
+
+
+def _check_axes(family: Family, tree: Tree, where: str, problems: Problems) -> None:
+    """Every axis and value that `only` and `overrides` name must exist."""
+    conditions = [(f"only.{i}", when) for i, when in enumerate(family.only)]
+    conditions += [(f"overrides.{k}.when", o.when) for k, o in family.overrides.items()]
+    for place, when in conditions:
+        for axis in when:
+            if axis not in family.axes:
+                problems.add(
+                    f"{origin_of(tree, tuple(place.split('.')))}: {where}.{place}: {axis!r} is not "
+                    f"an axis; {suggestion(axis, family.axes)}"
+                )
+
+
+def _evaluations(
+    file: StudyFile, tree: Tree, layers: dict[str, str], problems: Problems
+) -> tuple[dict[str, Evaluation], dict[str, tuple[EvaluationOverride, ...]]]:
+    evaluations: dict[str, Evaluation] = {}
+    overrides: dict[str, tuple[EvaluationOverride, ...]] = {}
+    for name in file.evaluations:
+        own = dict(tree["evaluations"][name])
+        over = own.pop("overrides", {})
+        where = f"evaluations.{name}: "
+        try:
+            evaluations[name] = decode(Evaluation, unwrap(own))
+            decoded = []
+            for key, item in over.items() if isinstance(over, Mapping) else ():
+                change = decode(EvaluationOverride, unwrap(item), ("overrides", key))
+                apply(Evaluation, evaluations[name], change.set)
+                decoded.append(change)
+            overrides[name] = tuple(decoded)
+        except SpecError as error:
+            problems.take(error, own, where)
+            continue
+        _record_layers(f"evaluations.{name}", own, plain(evaluations[name]), layers)
+    return evaluations, overrides
+
+
+def apply(kind: type[T], spec: T, settings: Mapping[str, Any]) -> T:
+    """Return a spec with dotted keys set to plain values, validated again."""
+    changed: Any = _wrap(plain(spec))
+    for key, value in settings.items():
+        changed = assign(changed, key, _wrap(value))
+    return decode(kind, unwrap(changed))
+
+
+def _wrap(data: Any) -> Tree:
+    if isinstance(data, Mapping) and data:
+        return {key: _wrap(value) for key, value in data.items()}
+    if isinstance(data, list) and data:
+        return [_wrap(item) for item in data]
+    return Leaf(data, Origin("", 0, "body"))
+
+
+def _record_layers(prefix: str, tree: Tree, resolved: Any, layers: dict[str, str]) -> None:
+    """Note for every resolved leaf which layer wrote it; what nobody wrote is a `default`."""
+    for path, _ in leaves(resolved):
+        keys = tuple(int(k) if k.isdigit() else k for k in path.split("."))
+        written: Any = tree
+        for key in keys:
+            try:
+                written = written[key]
+            except (KeyError, IndexError, TypeError):
+                written = None
+                break
+        origin = origin_of(written, ()) if written is not None else None
+        layers[f"{prefix}.{path}"] = origin.layer if origin else "default"

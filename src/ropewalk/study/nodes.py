@@ -1,0 +1,371 @@
+"""Nodes of the plan: building each artifact's spec and inputs from the named parts."""
+
+import dataclasses
+import fnmatch
+from collections.abc import Mapping
+from typing import Any
+
+from ropewalk.base.manifest import MANIFEST
+from ropewalk.base.spec import suggestion
+from ropewalk.data.spec import (
+    DocumentCorpus,
+    InventoryJob,
+    JsonlSource,
+    PackJob,
+    RecallCorpus,
+    TokenizeJob,
+    TokenizerJob,
+    TrainedTokenizer,
+    Windows,
+)
+from ropewalk.evaluate.spec import EvaluateJob, Evaluation
+from ropewalk.report.spec import JudgeJob, ReportJob
+from ropewalk.study.config import Config
+from ropewalk.study.judging import judge_job
+from ropewalk.study.load import SHARED, Problems, apply
+from ropewalk.study.registry import folder
+from ropewalk.study.schema import Model, RunSettings, Study
+from ropewalk.train.spec import PublishedWeights, Run, RunWeights, TrainJob
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Node:
+    """One artifact of the plan."""
+
+    stage: str
+    wildcards: Mapping[str, str]
+    spec: Any  # the stage's spec type
+    inputs: Mapping[str, str]  # input name -> manifest path
+    manifest: str  # path of the manifest it leaves
+
+
+class Builder:
+    """Collects the nodes that a set of studies needs; each shared node is built once."""
+
+    def __init__(self, config: Config, studies: Mapping[str, Study]) -> None:
+        self.config = config
+        self.studies = studies
+        self.nodes: dict[str, Node] = {}
+        self.problems = Problems()
+        self.definitions = {
+            kind: self._merged(kind)
+            for kind in ("sources", "corpora", "tokenizers", "windows", "architectures", "models")
+        }
+        self._runs: dict[str, Run | None] = {}
+
+    def _merged(self, kind: str) -> dict[str, Any]:
+        """Return the definitions of one kind of all files; one name has one definition."""
+        merged: dict[str, Any] = {}
+        for study in self.studies.values():
+            for name, value in getattr(study.file, kind).items():
+                if name in merged and merged[name] != value:
+                    self.problems.add(
+                        f"{study.name}: {kind}.{name}: defined differently elsewhere; "
+                        "give one of the two another name"
+                    )
+                merged[name] = value
+        return merged
+
+    def _named(self, kind: str, name: str, where: str) -> Any:
+        """Return a definition by name; an unknown name is a problem and gives None."""
+        known = self.definitions[kind]
+        if name not in known:
+            self.problems.add(f"{where}: {kind} has no {name!r}; {suggestion(name, known)}")
+            return None
+        return known[name]
+
+    def _add(
+        self, stage: str, spec: Any, inputs: Mapping[str, str | None], **wildcards: str
+    ) -> str:
+        path = f"{folder(stage, self.config.results, **wildcards)}/{MANIFEST}"
+        present = {name: source for name, source in sorted(inputs.items()) if source is not None}
+        self.nodes[path] = Node(
+            stage=stage, wildcards=wildcards, spec=spec, inputs=present, manifest=path
+        )
+        return path
+
+    def _location(self, name: str | None, where: str) -> str | None:
+        """Return where a location lies on this machine; unset is legal until a job needs it."""
+        if name is None:
+            return None
+        if name not in self.config.locations:
+            self.problems.add(
+                f"config.yaml: locations.{name}: missing; {where} reads it "
+                "(null plans without the data)"
+            )
+        return self.config.locations.get(name)
+
+    # Data
+
+    def inventory(self, source: str, where: str) -> str | None:
+        """Plan the inventory of a source."""
+        found = self._named("sources", source, where)
+        if found is None:
+            return None
+        location = found.location if isinstance(found, JsonlSource) else None
+        job = InventoryJob(source=found, folder=self._location(location, f"sources.{source}"))
+        return self._add("inventory", job, {}, source=source)
+
+    def tokenizer(self, name: str, where: str) -> str | None:
+        """Plan a tokenizer."""
+        found = self._named("tokenizers", name, where)
+        if found is None:
+            return None
+        if not isinstance(found, TrainedTokenizer):
+            return self._add("tokenizer", TokenizerJob(tokenizer=found), {}, tokenizer=name)
+        place = f"tokenizers.{name}.corpus"
+        corpus = self._named("corpora", found.corpus, place)
+        if corpus is None:
+            return None
+        if not isinstance(corpus, DocumentCorpus):
+            self.problems.add(f"{place}: {found.corpus!r} has no documents to train on")
+            return None
+        source = self._named("sources", corpus.source, f"corpora.{found.corpus}.source")
+        if source is None:
+            return None
+        location = source.location if isinstance(source, JsonlSource) else None
+        job = TokenizerJob(
+            tokenizer=found,
+            source=source,
+            corpus=corpus,
+            folder=self._location(location, f"sources.{corpus.source}"),
+        )
+        inputs = {"inventory": self.inventory(corpus.source, place)}
+        return self._add("tokenizer", job, inputs, tokenizer=name)
+
+    def tokens(self, corpus: str, tokenizer: str, where: str) -> str | None:
+        """Plan the tokens of a corpus under a tokenizer."""
+        found = self._named("corpora", corpus, where)
+        if found is None:
+            return None
+        inputs: dict[str, str | None] = {"tokenizer": self.tokenizer(tokenizer, where)}
+        if isinstance(found, RecallCorpus):
+            inputs["filler"] = self.tokens(found.filler, tokenizer, f"corpora.{corpus}.filler")
+            job = TokenizeJob(corpus=found)
+        else:
+            source = self._named("sources", found.source, f"corpora.{corpus}.source")
+            if source is None:
+                return None
+            location = source.location if isinstance(source, JsonlSource) else None
+            inputs["inventory"] = self.inventory(found.source, f"corpora.{corpus}.source")
+            job = TokenizeJob(
+                corpus=found,
+                source=source,
+                folder=self._location(location, f"sources.{found.source}"),
+            )
+        return self._add("tokenize", job, inputs, corpus=corpus, tokenizer=tokenizer)
+
+    def windows(self, name: str, length: int, where: str) -> tuple[str | None, dict[str, str]]:
+        """Plan windows of one length; return their path and the tokens they point into."""
+        found: Windows | None = self._named("windows", name, where)
+        if found is None:
+            return None, {}
+        place = f"windows.{name}.mixture"
+        tokens = {
+            f"tokens:{share.corpus}": path
+            for share in found.mixture
+            if (path := self.tokens(share.corpus, found.tokenizer, place)) is not None
+        }
+        if not found.mixture:
+            self.problems.add(f"{place}: empty; name at least one corpus")
+        for share in found.mixture:
+            if share.weight <= 0:
+                self.problems.add(
+                    f"{place}: weight {share.weight} of {share.corpus!r}: must be above 0"
+                )
+        job = PackJob(windows=found, length_tokens=length)
+        return self._add("pack", job, tokens, windows=name, length=str(length)), tokens
+
+    # Runs
+
+    def run_names(self) -> list[str]:
+        """Return every run of every loaded study as `study/run`."""
+        return [f"{s.name}/{r}" for s in self.studies.values() for r in s.runs]
+
+    def resolved(self, name: str, where: str) -> Run | None:
+        """Return a run with its architecture, tokenizer and weights filled in."""
+        if name in self._runs:
+            return self._runs[name]
+        study, _, short = name.partition("/")
+        if study not in self.studies or short not in self.studies[study].runs:
+            known = suggestion(name, self.run_names())
+            self.problems.add(f"{where}: there is no run {name!r}; {known}")
+            return None
+        settings = self.studies[study].runs[short]
+        self._runs[name] = None  # a run that starts from itself finds no beginning
+        self._runs[name] = self._fill(name, settings)
+        return self._runs[name]
+
+    def _fill(self, name: str, settings: RunSettings) -> Run | None:
+        where = f"{name.partition('/')[0]}: runs.{name.partition('/')[2]}"
+        common = {
+            f.name: getattr(settings, f.name)
+            for f in dataclasses.fields(settings)
+            if f.name not in ("model", "start")
+        }
+        if settings.start is not None:
+            base = self.resolved(settings.start, f"{where}.start")
+            if base is None:
+                if settings.start in self._runs:
+                    self.problems.add(f"{where}.start: {settings.start!r} leads back to itself")
+                return None
+            common |= {
+                "architecture": base.architecture,
+                "tokenizer": base.tokenizer,
+                "weights": RunWeights(run=settings.start),
+            }
+        else:
+            model: Model | None = self._named("models", settings.model or "", f"{where}.model")
+            if model is None:
+                return None
+            place = f"models.{settings.model}.architecture"
+            architecture = self._named("architectures", model.architecture, place)
+            if architecture is None:
+                return None
+            common |= {
+                "architecture": architecture,
+                "tokenizer": model.tokenizer,
+                "weights": model.weights,
+            }
+        try:
+            run = Run(**common)
+        except ValueError as error:
+            self.problems.add(f"{where}: {error}")
+            return None
+        self._check_run(where, run)
+        return run
+
+    def _check_run(self, where: str, run: Run) -> None:
+        """Refuse combinations that could only fail later, on the cluster."""
+        tokenizer = self.definitions["tokenizers"].get(run.tokenizer)
+        if tokenizer and tokenizer.vocabulary_size > run.architecture.vocabulary_size:
+            self.problems.add(
+                f"{where}: tokenizer {run.tokenizer!r} has {tokenizer.vocabulary_size} tokens, the "
+                f"model's vocabulary_size is {run.architecture.vocabulary_size}"
+            )
+        for index, phase in enumerate(run.phases):
+            place = f"{where}.phases.{index}"
+            windows = self.definitions["windows"].get(phase.windows)
+            if windows and windows.tokenizer != run.tokenizer:
+                self.problems.add(
+                    f"{place}.windows: {phase.windows!r} are tokens of {windows.tokenizer!r}, the "
+                    f"model reads {run.tokenizer!r}"
+                )
+            sequences = run.batch.sequences if run.batch else None
+            if run.batch and run.batch.tokens:
+                sequences = run.batch.tokens // phase.length_tokens
+            if sequences and sequences % run.hardware.processes:
+                self.problems.add(
+                    f"{place}: {sequences} sequences per step are not divisible by "
+                    f"hardware.processes {run.hardware.processes}"
+                )
+        if run.hardware.processes % run.hardware.nodes:
+            self.problems.add(
+                f"{where}.hardware: processes {run.hardware.processes} are not divisible by nodes "
+                f"{run.hardware.nodes}"
+            )
+
+    def train(self, name: str, where: str) -> str | None:
+        """Plan a run and everything it needs."""
+        run = self.resolved(name, where)
+        if run is None:
+            return None
+        study, _, short = name.partition("/")
+        place = f"{study}: runs.{short}"
+        inputs: dict[str, str | None] = {"tokenizer": self.tokenizer(run.tokenizer, place)}
+        if isinstance(run.weights, RunWeights):
+            inputs["run"] = self.train(run.weights.run, f"{place}.start")
+        for index, phase in enumerate(run.phases):
+            path, tokens = self.windows(
+                phase.windows, phase.length_tokens, f"{place}.phases.{index}.windows"
+            )
+            inputs[f"windows:{phase.windows}:{phase.length_tokens}"] = path
+            inputs |= tokens
+        location = run.weights.location if isinstance(run.weights, PublishedWeights) else None
+        job = TrainJob(run=run, folder=self._location(location, place))
+        return self._add("train", job, inputs, name=self.config.run_name, study=study, run=short)
+
+    # Evaluations, checks, claims, report
+
+    def evaluated(self, study: Study, evaluation: str) -> list[str]:
+        """Return the runs an evaluation applies to; a pattern that matches none is a problem."""
+        found: list[str] = []
+        for pattern in study.evaluations[evaluation].runs:
+            name = study.file.aliases.get(pattern, pattern)
+            matched = [run for run in self.run_names() if fnmatch.fnmatchcase(run, name)]
+            if not matched:
+                self.problems.add(
+                    f"{study.name}: evaluations.{evaluation}.runs: {pattern!r} matches no run; "
+                    f"{suggestion(name, self.run_names())}"
+                )
+            found += [run for run in matched if run not in found]
+        return found
+
+    def evaluation_of(self, study: Study, name: str, run: str) -> Evaluation:
+        """Return an evaluation with the overrides for one run applied."""
+        evaluation = study.evaluations[name]
+        for override in study.evaluation_overrides[name]:
+            patterns = [study.file.aliases.get(p, p) for p in override.runs]
+            if any(fnmatch.fnmatchcase(run, pattern) for pattern in patterns):
+                evaluation = apply(Evaluation, evaluation, override.set)
+        return evaluation
+
+    def evaluate(self, study: Study, name: str, run: str) -> str | None:
+        """Plan one evaluation of one run."""
+        evaluation = self.evaluation_of(study, name, run)
+        where = f"{study.name}: evaluations.{name}"
+        trained = self.train(run, where)
+        resolved = self.resolved(run, where)
+        if trained is None or resolved is None:
+            return None
+        inputs = {
+            "run": trained,
+            "tokenizer": self.tokenizer(resolved.tokenizer, where),
+            "tokens": self.tokens(evaluation.corpus, resolved.tokenizer, f"{where}.corpus"),
+        }
+        job = EvaluateJob(
+            protocol=evaluation.protocol,
+            snapshots=evaluation.snapshots,
+            numerics=evaluation.numerics,
+            seed=evaluation.seed,
+            device=evaluation.device,
+            sequences_per_forward=evaluation.sequences_per_forward,
+        )
+        run_study, _, short = run.partition("/")
+        return self._add(
+            "evaluate",
+            job,
+            inputs,
+            name=self.config.run_name,
+            study=study.name,
+            evaluation=name,
+            run_study=run_study,
+            run=short,
+        )
+
+    def judge(self, study: Study) -> str:
+        """Plan the verdicts of a study with everything they rest on."""
+        inputs: dict[str, str | None] = {}
+        measured: dict[str, list[str]] = {}
+        for evaluation in study.evaluations:
+            measured[evaluation] = self.evaluated(study, evaluation)
+            for run in measured[evaluation]:
+                key = f"evaluation:{study.name}/{evaluation}:{run}"
+                inputs[key] = self.evaluate(study, evaluation, run)
+                inputs[f"run:{run}"] = self.train(run, study.name)
+        for check, job in study.file.checks.items():
+            inputs[f"check:{check}"] = self._add(
+                "check", job, {}, name=self.config.run_name, study=study.name, check=check
+            )
+        spec: JudgeJob = judge_job(study, self.config.scale, measured, self.problems)
+        return self._add("judge", spec, inputs, name=self.config.run_name, study=study.name)
+
+    def report(self) -> str:
+        """Plan the report over all chosen studies."""
+        inputs = {
+            f"judged:{study.name}": self.judge(study)
+            for study in self.studies.values()
+            if study.name != SHARED
+        }
+        job = ReportJob(name=self.config.run_name, scale=self.config.scale)
+        return self._add("report", job, inputs, name=self.config.run_name)

@@ -1,0 +1,110 @@
+"""The plan: which artifacts a configuration needs, from what, and with which spec.
+
+It is the only seam between the workflow and the library. Planning reads `config.yaml` and
+`papers/`, never data: a plan of the paper scale can be made on a laptop with nothing downloaded.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ropewalk.base.canonical import canonical_json, plain
+from ropewalk.base.manifest import MANIFEST
+from ropewalk.study.config import Config, read_config
+from ropewalk.study.load import SHARED, load_studies
+from ropewalk.study.nodes import Builder, Node
+from ropewalk.study.registry import STAGES, folder
+from ropewalk.study.schema import Study
+from ropewalk.train.spec import Run
+
+
+class Plan:
+    """Every node a configuration needs, keyed by the path of the manifest it leaves."""
+
+    def __init__(self, config: Config, studies: Mapping[str, Study], builder: Builder) -> None:
+        self.config = config
+        self.studies = studies
+        self.report = builder.report()
+        self._builder = builder
+        builder.problems.check()
+        self.nodes: Mapping[str, Node] = builder.nodes
+        self._by_wildcards = {
+            (node.stage, tuple(sorted(node.wildcards.items()))): node
+            for node in self.nodes.values()
+        }
+
+    @classmethod
+    def load(cls, config: Mapping[str, Any], root: Path) -> "Plan":
+        """Return the plan of a configuration (plain data) for the project in `root`.
+
+        Raises:
+            SpecError: with every problem found, each naming file, key, value and what is allowed.
+        """
+        parsed = read_config(config)
+        studies = load_studies(parsed, root)
+        return cls(parsed, studies, Builder(parsed, studies))
+
+    @property
+    def study_names(self) -> tuple[str, ...]:
+        """Return the chosen studies, without the shared definitions."""
+        return tuple(name for name in self.studies if name != SHARED)
+
+    def node(self, stage: str, wildcards: Mapping[str, str]) -> Node:
+        """Return the node of a stage by its wildcards.
+
+        Raises:
+            KeyError: if the configuration has no such artifact.
+        """
+        key = (stage, tuple(sorted((k, str(v)) for k, v in wildcards.items())))
+        if key not in self._by_wildcards:
+            raise KeyError(f"the plan has no {stage} for {dict(wildcards)}")
+        return self._by_wildcards[key]
+
+    def pattern(self, stage: str) -> str:
+        """Return the manifest path of a stage with Snakemake's wildcards in it."""
+        wildcards = {"name": self.config.run_name}
+        fixed = STAGES[stage].folder.replace("{name}", wildcards["name"])
+        return f"{self.config.results}/{fixed}/{MANIFEST}"
+
+    def wildcards(self, stage: str, given: Mapping[str, str]) -> dict[str, str]:
+        """Return Snakemake's wildcards completed with the name of this reproduction."""
+        full = dict(given)
+        if "{name}" in STAGES[stage].folder:
+            full["name"] = self.config.run_name
+        return full
+
+    def of_stage(self, stage: str) -> list[Node]:
+        """Return the nodes of one stage, ordered by path."""
+        return [node for _, node in sorted(self.nodes.items()) if node.stage == stage]
+
+    def manifests(self, study: str | None = None) -> list[str]:
+        """Return every manifest needed, or those below one study's verdicts.
+
+        They are all targets, because Snakemake does not miss a deleted intermediate otherwise.
+        """
+        if study is None:
+            return sorted(self.nodes)
+        top = folder("judge", self.config.results, name=self.config.run_name, study=study)
+        pending, found = [f"{top}/{MANIFEST}"], set()
+        while pending:
+            path = pending.pop()
+            if path not in found:
+                found.add(path)
+                pending.extend(self.nodes[path].inputs.values())
+        return sorted(found)
+
+    def spec_json(self, node: Node) -> str:
+        """Return a node's spec as the JSON its stage is given, execution fields included."""
+        return canonical_json(plain(node.spec))
+
+    def run(self, name: str) -> Run:
+        """Return a resolved run by its full name `study/run`."""
+        run = self._builder.resolved(name, "run")
+        self._builder.problems.check()
+        if run is None:
+            raise KeyError(f"there is no run {name!r}")
+        return run
+
+    def evaluation(self, study: str, name: str, run: str) -> Any:
+        """Return an evaluation as it applies to one run."""
+        return self._builder.evaluation_of(self.studies[study], name, run)

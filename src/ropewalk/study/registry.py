@@ -1,0 +1,132 @@
+"""The stage registry: the one place that says what a stage is.
+
+Rule params, output paths, environments, resource classes, the profile check and the table in the
+documentation are all derived from it.
+"""
+
+import dataclasses
+from typing import Literal
+
+from ropewalk.data.spec import InventoryJob, PackJob, TokenizeJob, TokenizerJob
+from ropewalk.evaluate.spec import CheckJob, EvaluateJob
+from ropewalk.report.spec import JudgeJob, ReportJob
+from ropewalk.train.spec import TrainJob
+
+Family = Literal["data", "train", "evaluate", "report"]
+ResourceClass = Literal["cpu_small", "cpu_large", "accelerator"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One step of the workflow."""
+
+    name: str  # also the rule's name and the command's name
+    entry: str  # module with `work(job)`
+    spec: type
+    family: Family  # environment: envs/<family>.yaml
+    resource_class: ResourceClass
+    folder: str  # of its artifact below `results`, wildcards in braces
+    libraries: tuple[str, ...]  # whose pinned versions its numbers depend on
+    summary: str
+
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage(
+            name="inventory",
+            entry="ropewalk.data.inventory",
+            spec=InventoryJob,
+            family="data",
+            resource_class="cpu_small",
+            folder="data/inventories/{source}",
+            libraries=("numpy",),
+            summary="List the files of a source with size and sha256.",
+        ),
+        Stage(
+            name="tokenizer",
+            entry="ropewalk.data.tokenizer",
+            spec=TokenizerJob,
+            family="data",
+            resource_class="cpu_small",
+            folder="data/tokenizers/{tokenizer}",
+            libraries=("tokenizers", "transformers"),
+            summary="Train a tokenizer on a corpus, or import one.",
+        ),
+        Stage(
+            name="tokenize",
+            entry="ropewalk.data.tokenize",
+            spec=TokenizeJob,
+            family="data",
+            resource_class="cpu_large",
+            folder="data/tokens/{corpus}/{tokenizer}",
+            libraries=("numpy", "pyarrow", "tokenizers"),
+            summary="Turn a corpus into tokens in Arrow shards.",
+        ),
+        Stage(
+            name="pack",
+            entry="ropewalk.data.pack",
+            spec=PackJob,
+            family="data",
+            resource_class="cpu_small",
+            folder="data/windows/{windows}/{length}",
+            libraries=("numpy", "pyarrow"),
+            summary="Cut training windows of one length from tokens, as an index.",
+        ),
+        Stage(
+            name="train",
+            entry="ropewalk.train.stage",
+            spec=TrainJob,
+            family="train",
+            resource_class="accelerator",
+            folder="{name}/runs/{study}/{run}",
+            libraries=("numpy", "pyarrow", "safetensors", "torch", "transformers"),
+            summary="Train one run over its phases, or adopt published weights.",
+        ),
+        Stage(
+            name="evaluate",
+            entry="ropewalk.evaluate.stage",
+            spec=EvaluateJob,
+            family="evaluate",
+            resource_class="accelerator",
+            folder="{name}/evaluations/{study}/{evaluation}/{run_study}/{run}",
+            libraries=("numpy", "pyarrow", "safetensors", "torch", "transformers"),
+            summary="Apply one protocol to one run, at its final weights and snapshots.",
+        ),
+        Stage(
+            name="check",
+            entry="ropewalk.evaluate.check",
+            spec=CheckJob,
+            family="evaluate",
+            resource_class="cpu_small",
+            folder="{name}/checks/{study}/{check}",
+            libraries=("numpy",),
+            summary="Check a statement of theory exactly, without a model.",
+        ),
+        Stage(
+            name="judge",
+            entry="ropewalk.report.judge",
+            spec=JudgeJob,
+            family="report",
+            resource_class="cpu_small",
+            folder="{name}/judged/{study}",
+            libraries=("numpy",),
+            summary="Decide the claims of a study from what was measured.",
+        ),
+        Stage(
+            name="report",
+            entry="ropewalk.report.stage",
+            spec=ReportJob,
+            family="report",
+            resource_class="cpu_small",
+            folder="{name}/report",
+            libraries=("jinja2", "matplotlib"),
+            summary="Write the pages and report.json from the judged studies.",
+        ),
+    )
+}
+
+
+def folder(stage: str, results: str, **wildcards: str) -> str:
+    """Return the folder of an artifact: `folder("pack", "results", windows="w", length="256")`."""
+    return f"{results}/{STAGES[stage].folder.format_map(wildcards)}"

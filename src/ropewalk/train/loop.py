@@ -1,0 +1,203 @@
+"""The training loop: phases of steps, from the newest checkpoint to the final weights.
+
+Every number that steers an update is global: the loss of a step is the sum over its tokens divided
+by the number of its targets, over all processes and forward passes. So 1 x 8, 2 x 4 and 8 forward
+passes of 1 sequence train the same model.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from ropewalk.base.stage import StageError
+from ropewalk.data.loader import Batch
+from ropewalk.model import numerics
+from ropewalk.model.build import set_rope
+from ropewalk.model.forward import Objective, inputs, loss_sum
+from ropewalk.model.positions import position_ids
+from ropewalk.train import checkpoint
+from ropewalk.train.checkpoint import Progress
+from ropewalk.train.metrics import Metrics, MetricsLog
+from ropewalk.train.optimizer import (
+    LossScale,
+    gradient_norm,
+    scale_gradients,
+    set_learning_rate,
+)
+from ropewalk.train.schedule import share
+from ropewalk.train.spec import Optimizer, Run, Schedule
+from ropewalk.train.stop import StopRequest
+from ropewalk.train.timetable import Stretch, forward_rows
+from ropewalk.train.world import World
+
+
+class Batches(Protocol):
+    """The data of one phase: a pure function of the step."""
+
+    def batch(self, step: int, part: tuple[int, int] = ...) -> Batch:
+        """Return the rows that process `part[0]` of `part[1]` reads in a step."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+    """Everything the loop works with; nothing in here changes but weights and optimizer state."""
+
+    run: Run
+    optimizer_spec: Optimizer
+    schedule: Schedule
+    stretches: tuple[Stretch, ...]
+    batches: Callable[[Stretch], Batches]
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    world: World
+    work: Path  # checkpoints and metrics
+    code: str  # digest, recorded in checkpoints
+    stop: StopRequest
+    snapshot: Callable[[int, Stretch], None]  # export the weights after a step
+    still_mine: Callable[[], None]  # raises if another process took the run over
+
+    @property
+    def steps(self) -> int:
+        """Return the optimizer steps of the whole run."""
+        return self.stretches[-1].first + self.stretches[-1].steps
+
+
+def train(training: Training, progress: Progress) -> Progress:
+    """Go on from `progress` (weights and optimizer state are those of it) and return where it ends.
+
+    That is the last step, or earlier if a stop was requested; either way there is a checkpoint.
+
+    Raises:
+        StageError: for a loss or gradient that is not finite, naming the last good checkpoint.
+    """
+    world, run = training.world, training.run
+    log = _log(training, progress)
+    saved_at, saved_step = time.monotonic(), progress.step
+    try:
+        with numerics.applied(run.numerics, world.device):
+            if progress.step == 0 and 0 in run.snapshot_steps:
+                training.snapshot(0, training.stretches[0])
+            for stretch in training.stretches:
+                if progress.step >= stretch.first + stretch.steps:
+                    continue
+                set_rope(training.objective.model, run.architecture, stretch.phase.rope)
+                batches = training.batches(stretch)
+                while progress.step < stretch.first + stretch.steps:
+                    due = time.monotonic() - saved_at >= run.hardware.checkpoint_every_seconds
+                    progress, due, stopping = _step(
+                        training, stretch, batches, progress, log, due, saved_step
+                    )
+                    if progress.step in run.snapshot_steps:
+                        training.snapshot(progress.step, stretch)
+                    if due or stopping or progress.step == training.steps:
+                        _save(training, progress, log)
+                        saved_at, saved_step = time.monotonic(), progress.step
+                    if stopping:
+                        return progress
+    finally:
+        if log is not None:
+            log.close()
+    return progress
+
+
+def _step(
+    training: Training,
+    stretch: Stretch,
+    batches: Batches,
+    progress: Progress,
+    log: MetricsLog | None,
+    checkpoint_due: bool,
+    saved_step: int,
+) -> tuple[Progress, bool, bool]:
+    """Do one optimizer step; return the progress, and whether to save and to stop after it."""
+    world, spec = training.world, training.optimizer_spec
+    clock = time.monotonic()
+    step = progress.step
+    batch = batches.batch(step, (world.rank, world.size))
+    positions = position_ids(stretch.phase.positions, stretch.phase.length_tokens)
+    passes = [
+        inputs(batch.input_ids[rows], batch.boundaries[rows], positions, world.device)
+        for rows in forward_rows(stretch, training.run.hardware)
+    ]
+    # One exchange: the targets of the step, and what any process wants to happen after it.
+    targets, due, stopping = world.sum(
+        sum(p.targets for p in passes), world.first and checkpoint_due, training.stop.pending()
+    )
+    if targets == 0:
+        raise StageError(f"step {step} has no targets: every segment of its windows is one token")
+
+    fp16 = training.run.numerics.precision == "fp16"
+    factor = progress.scale.factor if fp16 else 1.0
+    total = torch.zeros((), device=world.device)
+    for rows in passes:
+        loss, _ = loss_sum(training.objective, rows)
+        # Sharded gradients are averaged over processes; the sum is wanted.
+        (loss * (factor * world.size / targets)).backward()
+        total += loss.detach()
+    parameters = list(training.objective.parameters())
+    scale_gradients(parameters, 1 / factor)
+    norm = float(gradient_norm(parameters))
+    loss_mean = world.sum(float(total))[0] / targets
+
+    overflow = fp16 and math.isfinite(loss_mean) and not math.isfinite(norm)
+    if overflow and factor > 1:
+        scale = progress.scale.after(finite=False)  # too large a factor: leave this update out
+    else:
+        _refuse_non_finite(loss_mean, norm, step, saved_step, training.work)
+        scale = progress.scale.after(finite=True) if fp16 else LossScale()
+        if spec.clip_norm is not None and norm > spec.clip_norm:
+            scale_gradients(parameters, spec.clip_norm / norm)
+        lr = spec.lr * share(training.schedule, step, training.steps)
+        set_learning_rate(training.optimizer, lr)
+        training.optimizer.step()
+    training.optimizer.zero_grad(set_to_none=True)
+
+    after = Progress(step=step + 1, tokens=progress.tokens + stretch.tokens_per_step, scale=scale)
+    if log is not None:
+        log.add(
+            Metrics(
+                step=after.step,
+                tokens=after.tokens,
+                loss=loss_mean,
+                lr=spec.lr * share(training.schedule, step, training.steps),
+                grad_norm=norm,
+                tokens_per_second=stretch.tokens_per_step / (time.monotonic() - clock),
+            )
+        )
+    return after, due > 0, stopping > 0
+
+
+def _refuse_non_finite(loss: float, norm: float, step: int, saved: int, work: Path) -> None:
+    if math.isfinite(loss) and math.isfinite(norm):
+        return
+    last = work / "checkpoints" / checkpoint.name(saved)
+    good = str(last) if last.exists() else "none yet"
+    raise StageError(
+        f"step {step}: loss {loss} and gradient norm {norm} are not both finite; weights were not "
+        f"updated. Last good checkpoint: {good}. Lower optimizer.lr or set optimizer.clip_norm"
+    )
+
+
+def _save(training: Training, progress: Progress, log: MetricsLog | None) -> None:
+    if log is not None:
+        training.still_mine()
+        log.sync()
+    checkpoint.save(
+        training.work / "checkpoints",
+        training.objective,
+        training.optimizer,
+        progress,
+        training.code,
+        training.world,
+    )
+
+
+def _log(training: Training, progress: Progress) -> MetricsLog | None:
+    if not training.world.first:
+        return None
+    return MetricsLog(training.work, after_step=progress.step, steps=training.steps)
