@@ -14,7 +14,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="ropewalk",
         description="Rebuild long-context language-model papers, from raw text to a report.",
-        epilog="The workflow itself is `snakemake all`; these commands look at it or run one stage.",
+        epilog="The workflow itself is `snakemake all`; these commands look at it or run a stage.",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     from ropewalk.commands import doctor, show, stages, why

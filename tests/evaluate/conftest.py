@@ -13,7 +13,7 @@ SENTENCES = (
     "The grass is green and the sky is blue. Here we go there and back again, said the sun.",
     "What is important about a pass key hidden inside a lot of irrelevant text?",
     "Remember 10 20 305 417 5290 and 77777. I will quiz you about the information.",
-    "def find(items, key):\n    for item in items:\n        if item == key:\n            return 1\n",
+    "def find(items, key):\n    for item in items:\n        if item == key:\n            return",
 )
 
 

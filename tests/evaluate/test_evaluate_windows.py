@@ -1,5 +1,7 @@
 """Spans: what is read and scored, against the definition token by token."""
 
+import functools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -91,7 +93,7 @@ def test_sliding_leaves_out_short_documents_and_keeps_corpus_order() -> None:
 
 def test_a_stride_of_a_whole_window_is_refused() -> None:
     """Guards: the first token of every window falling through, which nothing predicts."""
-    with pytest.raises(ValueError, match="stride_tokens 4 .* shortest context 4 minus 1"):
+    with pytest.raises(ValueError, match=r"stride_tokens 4 .* shortest context 4 minus 1"):
         SlidingWindow(contexts={"1x": 4, "2x": 8}, stride_tokens=4, documents=1)
 
 
@@ -124,14 +126,13 @@ def test_same_tokens_scores_the_same_targets_at_every_context(
 def test_too_few_documents_is_an_error_that_counts_them(kind: str) -> None:
     """Guards: a number measured on fewer documents than the protocol says."""
     lengths = np.array([20, 5, 21, 40])
+    same = SameTokens(contexts={"1x": 20}, scored_tokens=4, documents=3)
+    sliding = SlidingWindow(contexts={"1x": 8}, stride_tokens=2, documents=3, minimum_tokens=21)
+    planner = functools.partial(same_tokens, lengths, same)
+    if kind == "sliding":
+        planner = functools.partial(sliding_window, lengths, sliding)
     with pytest.raises(StageError, match=r"protocol\.documents .* 3 documents .* has 2 \(of 4\)"):
-        if kind == "same":
-            same_tokens(lengths, SameTokens(contexts={"1x": 20}, scored_tokens=4, documents=3))
-        else:
-            sliding_window(
-                lengths,
-                SlidingWindow(contexts={"1x": 8}, stride_tokens=2, documents=3, minimum_tokens=21),
-            )
+        planner()
 
 
 @pytest.mark.parametrize("row", [(0, 0, 4, 0, 4), (0, 0, 4, 2, 5), (0, 3, 8, 2, 8)])

@@ -202,9 +202,7 @@ def judge_job(**changes: Any) -> JudgeJob:
             location="Table 4",
             printed="8192 of 8192",
             rule=Threshold(
-                quantity=Quantity(
-                    evaluation="passkey", run=pi, snapshot="10", value="reach_share"
-                ),
+                quantity=Quantity(evaluation="passkey", run=pi, snapshot="10", value="reach_share"),
                 at_least=1.0,
             ),
         ),
@@ -223,9 +221,7 @@ def judge_job(**changes: Any) -> JudgeJob:
             statement="Perplexity on PG-19 at the extended length.",
             location="Table 1",
             printed="6.95",
-            rule=Value(
-                quantity=q(pi, value="perplexity"), printed=6.95, relative_tolerance=0.01
-            ),
+            rule=Value(quantity=q(pi, value="perplexity"), printed=6.95, relative_tolerance=0.01),
         ),
         "not-run": Claim(
             statement="The 33B model shows the same.",
@@ -345,7 +341,9 @@ def build_inputs(root: Path) -> dict[str, Path]:
     }
     for name, spec in checks.items():
         folder = root / "checks" / name
-        run_stage("check", "ropewalk.evaluate.check", check.work, spec=spec, inputs={}, folder=folder)
+        run_stage(
+            "check", "ropewalk.evaluate.check", check.work, spec=spec, inputs={}, folder=folder
+        )
         inputs[f"check:{name}"] = folder / MANIFEST
     return inputs
 

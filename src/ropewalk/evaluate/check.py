@@ -39,6 +39,9 @@ class InterpolationBound:
     points: int = 512  # random s per draw
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        theory.frequencies(self.dimension, self.base)
+
     def run(self) -> Findings:
         """Compare errors with the printed bound: for random h, and for the worst h there is.
 
@@ -96,6 +99,11 @@ class ExtrapolationBound:
     positions: int = 4096  # s from 0 to positions - 1
     points: int = 256  # of the series, spaced evenly in log s
 
+    def __post_init__(self) -> None:
+        theory.frequencies(self.dimension, self.base)
+        if self.positions < 2:
+            raise ValueError(f"positions {self.positions} is below 2: s = 0 is left out")
+
     def run(self) -> Findings:
         """Compute B(s)/d at every whole s; the mean and the minimum are over s >= 1.
 
@@ -132,6 +140,9 @@ class RandomFit:
     ridge: float = 10.0  # of the regularised fit shown beside the plain one
     points: int = 512  # of the series over whole positions
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        theory.frequencies(self.dimension, self.base)
 
     def run(self) -> Findings:
         """Fit `seeds` sets of standard-normal targets, plainly and with ridge.
@@ -218,7 +229,7 @@ def parameters(spec: CheckJob) -> Check:
     whole = {field.name for field in dataclasses.fields(kind) if field.type is int}
     given: dict[str, float | int] = {}
     for name, value in spec.parameters.items():
-        if name in whole and value != int(value):
+        if name in whole and not float(value).is_integer():
             raise SpecError(f"parameters.{name}: {value!r} must be a whole number")
         if name in whole and name != "seed" and value < 1:
             raise SpecError(f"parameters.{name}: {value!r} must be at least 1")

@@ -60,7 +60,10 @@ def nll_draws(
     for begin in range(0, draws, step):
         size = min(step, draws - begin)
         taken = random.multinomial(documents, np.full(documents, 1 / documents), size=size)
-        drawn[:, begin : begin + size] = (nll_sums @ taken.T) / (tokens @ taken.T)
+        for arm, (sums, counts) in enumerate(zip(nll_sums, tokens, strict=True)):
+            # einsum and not matmul: equal arms must give equal bits, whatever BLAS is linked.
+            total = np.einsum("nd,d->n", taken, sums) / np.einsum("nd,d->n", taken, counts)
+            drawn[arm, begin : begin + size] = total
     return drawn
 
 

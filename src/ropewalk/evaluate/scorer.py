@@ -31,6 +31,7 @@ class Scorer:
     head: torch.Tensor  # output head [V, d]
     name: str  # of the run and snapshot, for messages
     sequences: int  # of one forward pass, at most
+    logits_at_once: int = LOGITS_AT_ONCE  # elements
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,7 +73,7 @@ def score(
                 )
             ]
         )
-        losses, hits = _score_batch(scorer.hidden, head, ids, batch)
+        losses, hits = _score_batch(scorer, head, ids, batch)
         _refuse_non_finite(losses, batch, scorer.name, names)
         for row, piece_nll, piece_hit in zip(
             rows,
@@ -99,12 +100,12 @@ def _batches(lengths: np.ndarray, sequences: int) -> Iterator[np.ndarray]:
 
 
 def _score_batch(
-    hidden: Hidden, head: torch.Tensor, ids: np.ndarray, batch: Spans
+    scorer: Scorer, head: torch.Tensor, ids: np.ndarray, batch: Spans
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return float32 losses and hits of a batch's scored tokens [N], row after row."""
     tokens = torch.from_numpy(ids).to(head.device)
     length = tokens.shape[1]
-    states = hidden(tokens)
+    states = scorer.hidden(tokens)
     row = np.repeat(np.arange(len(batch)), batch.scored)
     column = np.concatenate(
         [
@@ -119,7 +120,7 @@ def _score_batch(
     # The state at a position predicts the next token.
     predicting = states.reshape(-1, states.shape[-1])[flat - 1]
     losses, hits = [], []
-    rows_at_once = max(1, LOGITS_AT_ONCE // head.shape[0])
+    rows_at_once = max(1, scorer.logits_at_once // head.shape[0])
     with torch.autocast(head.device.type, enabled=False):
         for states_chunk, targets_chunk in zip(
             predicting.split(rows_at_once), targets.split(rows_at_once), strict=True

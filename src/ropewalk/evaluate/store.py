@@ -76,12 +76,12 @@ class Blocks:
         shutil.rmtree(self._folder)
 
 
-def cut(spans: Spans) -> list[Spans]:
-    """Cut spans, in order, into blocks of at most `BLOCK_TOKENS` tokens read, at least one span."""
+def cut(spans: Spans, tokens_at_once: int = BLOCK_TOKENS) -> list[Spans]:
+    """Cut spans, in order, into blocks that read at most `tokens_at_once`, or one span."""
     blocks = []
     begin, tokens = 0, 0
     for row, length in enumerate(spans.lengths.tolist()):
-        if row > begin and tokens + length > BLOCK_TOKENS:
+        if row > begin and tokens + length > tokens_at_once:
             blocks.append(spans[begin:row])
             begin, tokens = row, 0
         tokens += length

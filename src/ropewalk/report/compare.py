@@ -13,7 +13,7 @@ import numpy as np
 
 from ropewalk.evaluate import intervals
 from ropewalk.report.quantities import Measured, PerDistance, PerDocument, describe
-from ropewalk.report.wording import Unit, bounds, count, figure, span, with_unit
+from ropewalk.report.wording import Unit, bounds, count, percent, span, with_unit
 
 LEVEL = 0.95
 Standing = Literal["satisfied", "violated", "undecided"]
@@ -63,6 +63,7 @@ class Comparison:
 
     of: str  # what the estimate is of, in words
     needs: str  # the region in words
+    region: Region
     estimate: Estimate
     standing: Standing
 
@@ -72,7 +73,7 @@ class Comparison:
         e = self.estimate
         number = with_unit(e.number, e.unit) if math.isfinite(e.number) else "undefined"
         return (
-            f"The {self.of} is {number} ({LEVEL:.0%} interval {span(e.low, e.high, e.unit)}); "
+            f"The {self.of} is {number} ({percent(LEVEL)} interval {span(e.low, e.high, e.unit)}); "
             f"the claim needs {self.needs}."
         )
 
@@ -86,7 +87,8 @@ def compare(arms: Arms, region: Region, sampling: Sampling) -> Comparison:
     estimate = estimated(arms, sampling)
     return Comparison(
         of=_what(arms),
-        needs=_needs(region, estimate.unit),
+        needs=bounds(region.low, region.high, strict=region.strict),
+        region=region,
         estimate=estimate,
         standing=standing(
             estimate,
@@ -159,7 +161,7 @@ def _single(measured: Measured, sampling: Sampling) -> Estimate:
         method = "parametric bootstrap of the reach from the success rate at each distance"
         if unit == "reach_share":
             ends = intervals.Interval(
-                low=ends.low / sample.context_tokens, high=ends.high / sample.context_tokens
+                low=ends.low / sample.distances[-1], high=ends.high / sample.distances[-1]
             )
     return Estimate(
         number=measured.number,
@@ -251,15 +253,7 @@ def _what(arms: Arms) -> str:
     subject = describe(arms.subject.quantity)
     if arms.baseline is None:
         return subject
-    return f"{subject} {_RELATION[arms.compare]} {describe(arms.baseline.quantity)}"
+    return f"{subject} {_RELATION[arms.compare]} the {describe(arms.baseline.quantity)}"
 
 
 _RELATION = {"difference": "minus", "ratio": "divided by"}
-
-
-def _needs(region: Region, unit: Unit) -> str:
-    if region.strict and region.low is not None and region.high is None:
-        return f"more than {figure(region.low, unit)}"
-    if region.strict and region.high is not None and region.low is None:
-        return f"less than {figure(region.high, unit)}"
-    return bounds(region.low, region.high, unit)

@@ -75,10 +75,11 @@ def _by_context(
     for number, (name, rows) in enumerate(_grouped(paper, "table")):
         panels.append(_paper_panel(f"paper-{number}", judged["tables"][name], rows))
     caption = (
-        "Final perplexity against the context read, with 95 % intervals (bootstrap over "
-        "documents). Beside it the rows of the paper that have a counterpart here, redrawn from "
-        "its tables; a hollow triangle at the upper edge is a value printed only as a bound. "
-        "Models, texts and tokenizers differ: compare the shapes, not the heights."
+        "Final perplexity against the context read, with 95 % intervals over documents (the "
+        "differences that decide claims are paired, and sharper). Beside it the rows of the paper "
+        "that have a counterpart here, redrawn from its tables; a hollow triangle at the upper "
+        "edge is a value printed only as a bound. Models, texts and tokenizers differ: compare the "
+        "shapes, not the heights."
     )
     return _drawn("perplexity-context", "Perplexity against context", caption, panels)
 
@@ -164,11 +165,11 @@ def _training(series: Sequence[Json], look: Look) -> Drawn | None:
         + ".",
         x_label="optimizer steps",
         y_label="loss, nat per token",
-        x_scale="symlog",
+        x_scale="log",
         lines=tuple(
             Line(
                 label=look.label(s["run"]),
-                x=[p[0] for p in s["points"]],
+                x=[max(p[0], 1) for p in s["points"]],
                 y=[p[1] for p in s["points"]],
                 style=look.styles[s["run"]],
                 draw="line",
@@ -224,9 +225,9 @@ def _random_fit(check: Json, series: Json) -> Drawn:
     ]
     caption = (
         "The paper's figure 2: sines and cosines of RoPE fitted to random targets at the positions "
-        "of the window. Outside it the fit explodes (note the scale, linear below 1 and "
-        "logarithmic above); between whole positions it stays small. How large it grows outside is "
-        "a matter of rounding: the normal equations are singular to working precision."
+        "of the window, then read outside it (note the scale, linear below 1 and logarithmic "
+        "above) and between whole positions. How large the fit grows outside is a matter of "
+        "rounding: the problem is singular to working precision."
     )
     return _drawn(f"theory-{check['check']}", "Extrapolation and interpolation", caption, panels)
 
@@ -245,8 +246,8 @@ def _extrapolation_bound(check: Json, series: Json) -> Drawn:
     )
     caption = (
         "The paper's figure 5: the bound on an attention score that holds at any distance, over "
-        "the head dimension. It stays above 1 (dashed), which is what makes the bound on "
-        "interpolated scores several hundred times smaller."
+        "the head dimension. Where it is at least 1 (dashed), the bound on interpolated "
+        "scores is several hundred times smaller."
     )
     return _drawn(f"figure-{check['check']}", "The extrapolation bound", caption, [panel])
 

@@ -171,7 +171,14 @@ def _claim(claim: Claim, verdict: Verdict, material: Material, promised: bool) -
         "measured": measured,
         "interval": _interval(single) if single else None,
         "comparisons": [
-            {"of": c.of, "needs": c.needs, "standing": c.standing, **_interval(c)}
+            {
+                "of": c.of,
+                "needs": c.needs,
+                "region_low": c.region.low,
+                "region_high": c.region.high,
+                "standing": c.standing,
+                **_interval(c),
+            }
             for c in verdict.comparisons
         ],
         "evidence": {

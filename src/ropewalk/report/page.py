@@ -150,6 +150,16 @@ def interval(low: float | None, high: float | None, unit: str) -> str:
     return wording.span(low, high, unit)
 
 
+def by_location(claims: Mapping[str, Json]) -> list[tuple[str, Json]]:
+    """Return claims in the order of their places in the paper: `Table 2` before `Table 10`."""
+
+    def place(item: tuple[str, Json]) -> tuple[list[str], str]:
+        parts = re.split(r"(\d+)", item[1]["location"].lower())
+        return [p.zfill(6) if p.isdigit() else p for p in parts], item[0]
+
+    return sorted(claims.items(), key=place)
+
+
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("ropewalk.report", "templates"),
@@ -159,6 +169,8 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
+        "percent": wording.percent,
+        "by_location": by_location,
         "slug": slug,
         "setting": setting,
         "figure": wording.figure,
@@ -172,4 +184,3 @@ def _environment() -> Environment:
         "count": wording.count,
     }
     return environment
-

@@ -43,7 +43,7 @@ class Measured:
     """A number and what it was computed from."""
 
     quantity: Quantity
-    number: float  # nats, perplexity, share of tokens or trials, tokens, or share of the context
+    number: float  # in nats, perplexity, tokens, or a share, as the quantity's value says
     sample: PerDocument | PerDistance
 
 
@@ -120,7 +120,7 @@ def describe(quantity: Quantity) -> str:
         "perplexity": "perplexity",
         "accuracy": "accuracy",
         "reach": "reach",
-        "reach_share": "reach as a share of the context",
+        "reach_share": "share of the longest tested distance reached",
     }
     where = f" at {quantity.context}" if quantity.context else ""
     when = {"final": "", "first": " before any step"}.get(

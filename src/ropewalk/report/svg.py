@@ -7,15 +7,19 @@ line also has a marker of its own, so that nothing rests on colour alone.
 import dataclasses
 import html
 import io
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from ropewalk.report.wording import MINUS
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vP*Xph<>"
@@ -130,7 +134,15 @@ def _draw(axes: Axes, panel: Panel) -> None:
         look = _look(line)
         axes.plot(line.x, line.y, **look, zorder=3)
         if line.low:
-            axes.vlines(line.x, line.low, line.high, color=look["color"], linewidth=1.1, zorder=2)
+            axes.vlines(
+                line.x,
+                line.low,
+                line.high,
+                color=look["color"],
+                linewidth=1.1,
+                zorder=2,
+                alpha=0.55,
+            )
         if line.beyond:
             axes.plot(
                 line.beyond,
@@ -151,21 +163,47 @@ def _draw(axes: Axes, panel: Panel) -> None:
     axes.grid(axis="y", color=FAINT, linewidth=0.5)
     axes.set_axisbelow(True)
     axes.margins(x=0.04, y=0.08)
+    if any(line.beyond for line in panel.lines):
+        low, high = axes.get_ylim()
+        axes.set_ylim(low, high * (high / low) ** 0.12 if panel.y_scale == "log" else high * 1.1)
     if panel.x_ticks:
         axes.set_xticks([x for x, _ in panel.x_ticks], [text for _, text in panel.x_ticks])
         axes.xaxis.set_minor_locator(NullLocator())
-    if panel.y_scale == "log":
-        _log_ticks(axes)
+    else:
+        _plain_ticks(axes.xaxis, panel.x_scale, axes.get_xlim())
+    _plain_ticks(axes.yaxis, panel.y_scale, axes.get_ylim())
 
 
-def _log_ticks(axes: Axes) -> None:
-    """Label a logarithmic axis with plain numbers, also where it spans less than a decade."""
-    low, high = axes.get_ylim()
-    axes.yaxis.set_major_locator(
-        MaxNLocator(5) if high < 4 * low else LogLocator(subs=(1.0, 2.0, 5.0), numticks=8)
-    )
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,g}"))
-    axes.yaxis.set_minor_locator(NullLocator())
+def _plain_ticks(axis: Axis, scale: Scale, limits: tuple[float, float]) -> None:
+    """Label few ticks with plain numbers, also on a logarithmic axis of less than a decade."""
+    low, high = limits
+    if scale == "log":
+        few = MaxNLocator(5) if high < 4 * low else LogLocator(subs=(1.0, 2.0, 5.0), numticks=8)
+        wide = high > 200 * low
+        axis.set_major_locator(LogLocator(numticks=6) if wide else few)
+    elif scale == "symlog":
+        axis.set_major_locator(FixedLocator(_symmetric(low, high)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
+    axis.set_minor_locator(NullLocator())
+
+
+def _symmetric(low: float, high: float) -> list[float]:
+    """Return about seven powers of ten, negative and positive, and zero, within the limits."""
+    decades = max(1, math.floor(math.log10(max(abs(low), abs(high), 10))))
+    powers = range(decades, -1, -max(1, math.ceil(decades / 3)))
+    both = [sign * 10.0**p for p in powers for sign in (-1, 1)]
+    return sorted(value for value in (*both, 0.0) if low <= value <= high)
+
+
+def tick(value: float) -> str:
+    """Return the label of a tick: `1,000`, `0.5`, `10⁶`."""
+    if abs(value) >= 1e5 and math.log10(abs(value)).is_integer():
+        power = str(round(math.log10(abs(value)))).translate(_SUPERSCRIPT)
+        return f"{MINUS if value < 0 else ''}10{power}"
+    return f"{value:,.6g}".replace("-", MINUS)
+
+
+_SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def _inline(text: str, panel: Panel) -> str:

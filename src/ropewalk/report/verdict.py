@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any, assert_never
 
 from ropewalk.report.compare import Arms, Comparison, Region, Sampling, Standing, compare
-from ropewalk.report.quantities import Measured, Missing, Results, describe, extract
+from ropewalk.report.quantities import Measured, Missing, Results, extract
 from ropewalk.report.spec import (
     Claim,
     Exact,
@@ -25,7 +25,7 @@ from ropewalk.report.spec import (
     Trend,
     Value,
 )
-from ropewalk.report.wording import bounds, count, figure, with_unit
+from ropewalk.report.wording import UNITS, bounds, count, edge, figure, listed, with_unit
 
 DECIDED: tuple[Outcome, ...] = ("reproduced", "partly", "contradicted")
 PAPER_SCALE = "paper"  # the only scale at which printed values are compared
@@ -54,7 +54,10 @@ class Evidence:
 
 
 def judge_claim(claim: Claim, evidence: Evidence) -> Verdict:
-    """Return the verdict of a claim; never raises for evidence that is absent or unreadable."""
+    """Return the verdict of a claim.
+
+    Evidence that is absent or cannot be compared is a verdict of its own, never an exception.
+    """
     if claim.rule is None:
         if claim.outcome is None:
             return Verdict(outcome="error", reason="The claim has neither a rule nor an outcome.")
@@ -176,7 +179,7 @@ def _exact(rule: Exact, evidence: Evidence) -> Verdict:
     low = -math.inf if rule.at_least is None else rule.at_least
     high = math.inf if rule.at_most is None else rule.at_most
     name = rule.number.replace("_", " ")
-    needs = bounds(rule.at_least, rule.at_most, "number")
+    needs = bounds(rule.at_least, rule.at_most)
     return Verdict(
         outcome="reproduced" if low <= number <= high else "contradicted",
         reason=(
@@ -192,7 +195,7 @@ def _both_numbers(rule: Value, measured: Measured, scale: str) -> str:
     unit = measured.quantity.value
     return (
         f"We measure {with_unit(measured.number, unit)} where the paper prints "
-        f"{figure(rule.printed, unit)}. A value depends on the model and the text, and scale "
+        f"{edge(rule.printed)}. A value depends on the model and the text, and scale "
         f"{scale!r} has neither of the paper's, so the two are shown and not compared."
     )
 
@@ -200,11 +203,16 @@ def _both_numbers(rule: Value, measured: Measured, scale: str) -> str:
 def _reason(comparisons: Sequence[Comparison]) -> str:
     if len(comparisons) == 1:
         return f"{comparisons[0].sentence} {_ENDING[comparisons[0].standing]}"
-    by_standing = {s: sum(c.standing == s for c in comparisons) for s in _ENDING}
-    parts = [f"{n} {_CHAIN[s]}" for s, n in by_standing.items() if n]
-    return f"Of {count(len(comparisons), 'step')}, {', '.join(parts)}. " + " ".join(
-        c.sentence for c in comparisons
-    )
+    standings = [c.standing for c in comparisons]
+    parts = [f"{standings.count(s)} {_CHAIN[s]}" for s in _CHAIN if s in standings]
+    steps = count(len(comparisons), "step")
+    every = "Both steps" if len(comparisons) == 2 else f"All {steps}"
+    shares = f"{every} are {_CHAIN[standings[0]]}"
+    if len(parts) > 1:
+        shares = f"Of {steps} {listed(parts)}"
+    unit = comparisons[0].estimate.unit
+    differences = listed([figure(c.estimate.number, unit) for c in comparisons])
+    return f"{shares}: differences of {differences} {UNITS[unit]}".rstrip() + "."
 
 
 _ENDING: Mapping[Standing, str] = {
@@ -217,13 +225,3 @@ _CHAIN: Mapping[Standing, str] = {
     "violated": "the other way",
     "undecided": "undecided",
 }
-
-__all__ = [
-    "DECIDED",
-    "Evidence",
-    "Verdict",
-    "combine",
-    "describe",
-    "judge_claim",
-    "quantities",
-]

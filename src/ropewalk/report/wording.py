@@ -10,8 +10,8 @@ UNITS = {
     "perplexity": "",
     "accuracy": "",
     "reach": "tokens",
-    "reach_share": "of the context",
-    "ratio": "times",
+    "reach_share": "",
+    "ratio": "",
     "number": "",
 }
 MINUS = "\N{MINUS SIGN}"
@@ -23,7 +23,7 @@ def figure(value: float, unit: Unit) -> str:
         return str(value)
     if unit == "reach" or (value == int(value) and 10 <= abs(value) < 1e15):
         text = f"{value:,.0f}"
-    elif unit in ("nll", "accuracy", "reach_share"):
+    elif unit in ("nll", "accuracy", "reach_share") or (unit == "ratio" and abs(value) < 10):
         text = f"{value:.3f}"
     elif abs(value) >= 1e6 or 0 < abs(value) < 1e-3:
         text = f"{value:.2e}"
@@ -43,19 +43,35 @@ def with_unit(value: float, unit: Unit) -> str:
     return f"{figure(value, unit)} {UNITS[unit]}".rstrip()
 
 
+def percent(share: float) -> str:
+    """Return a share in per cent, e.g. `95 %`."""
+    return f"{100 * share:g} %"
+
+
 def span(low: float, high: float, unit: Unit) -> str:
     """Return an interval in words, e.g. `24.1 to 25.9`."""
     return f"{figure(low, unit)} to {figure(high, unit)}"
 
 
-def bounds(low: float | None, high: float | None, unit: Unit) -> str:
-    """Return what a rule asks for: `at least 2`, `at most 1.1`, `between 3 and 4`."""
+def edge(value: float) -> str:
+    """Return the edge of a region as the rule gives it: `1.0125`, `0`."""
+    return f"{value:.10g}".replace("-", MINUS)
+
+
+def bounds(low: float | None, high: float | None, *, strict: bool = False) -> str:
+    """Return what a rule asks for: `at least 2`, `at most 1.1`, `between 3 and 4`.
+
+    With `strict` the edge itself is outside: `more than 0`.
+
+    Raises:
+        ValueError: without any bound.
+    """
     if low is not None and high is not None:
-        return f"between {figure(low, unit)} and {figure(high, unit)}"
+        return f"between {edge(low)} and {edge(high)}"
     if low is not None:
-        return f"at least {figure(low, unit)}"
+        return f"{'more than' if strict else 'at least'} {edge(low)}"
     if high is not None:
-        return f"at most {figure(high, unit)}"
+        return f"{'less than' if strict else 'at most'} {edge(high)}"
     raise ValueError("a rule needs at least one bound")
 
 
@@ -117,9 +133,9 @@ def _sliding_window(protocol: Mapping[str, Any]) -> str:
 def _rule(protocol: Mapping[str, Any]) -> str:
     return (
         f"at {protocol['distances']} distances evenly spaced in a context of "
-        f"{protocol['context_tokens']:,} tokens, {count(protocol['trials'], 'trial')} each; the "
-        "reach is the largest distance up to which every tested distance succeeds in at least "
-        f"{protocol['threshold']:.0%} of its trials"
+        f"{protocol['context_tokens']:,} tokens (those that no prompt can have are left out), "
+        f"{count(protocol['trials'], 'trial')} each; the reach is the largest distance up to which "
+        f"every tested distance succeeds in at least {percent(protocol['threshold'])} of its trials"
     )
 
 

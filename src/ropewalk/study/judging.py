@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from ropewalk.base.spec import suggestion
 from ropewalk.report.spec import (
@@ -18,7 +18,7 @@ from ropewalk.report.spec import (
 from ropewalk.study.load import Problems
 from ropewalk.study.schema import Study
 
-NOT_TESTED = "not tested at this scale"
+NOT_TESTED: Literal["not tested at this scale"] = "not tested at this scale"
 
 
 def run_of(study: Study, selection: str | Mapping[str, str]) -> str | None:
@@ -34,6 +34,11 @@ def run_of(study: Study, selection: str | Mapping[str, str]) -> str | None:
         if axes == {axis: wanted.get(axis) for axis in axes} and set(selection) <= set(axes):
             return f"{study.name}/{run}"
     return None
+
+
+def snapshot_of(study: Study, snapshot: str) -> str:
+    """Return the snapshot that stands for a step of the paper at this scale; empty if none."""
+    return study.file.snapshots.get(snapshot, snapshot)
 
 
 def counterpart(study: Study, selection: str | Mapping[str, str]) -> str | None:
@@ -85,10 +90,13 @@ def judge_job(
                 continue
             for c, column in enumerate(table.columns):
                 by_context = table.by == "context"
+                snapshot = snapshot_of(study, row.snapshot if by_context else column)
+                if not snapshot:
+                    continue
                 cells[name][f"{r},{c}"] = Quantity(
                     evaluation=table.evaluation,
                     run=run,
-                    snapshot=row.snapshot if by_context else column,
+                    snapshot=snapshot,
                     context=column if by_context else table.context,
                     value=table.value,
                 )
@@ -134,7 +142,10 @@ def _resolve(
         if run is None or run not in measured.get(quantity.evaluation, []):
             missing.append(f"{quantity.evaluation} of {quantity.run or dict(study.file.main)}")
             return quantity
-        return dataclasses.replace(quantity, run=run)
+        snapshot = snapshot_of(study, quantity.snapshot)
+        if not snapshot:
+            missing.append(f"snapshot {quantity.snapshot}")
+        return dataclasses.replace(quantity, run=run, snapshot=snapshot)
 
     rule: Any = claim.rule
     if isinstance(rule, Threshold):

@@ -74,9 +74,9 @@ def load_studies(config: Config, root: Path) -> dict[str, Study]:
             problems.add(f"config.yaml: studies: {name!r} is unknown; {suggestion(name, known)}")
     problems.check()
     overlays = []
-    for file in config.overlays:
+    for name in config.overlays:
         try:
-            overlays.append(load_yaml(root / file, layer="overlay", shown=file))
+            overlays.append(load_yaml(root / name, layer="overlay", shown=name))
         except SpecError as error:
             problems.take(error, {})
     studies = {}
@@ -97,17 +97,11 @@ def _resolve(
 ) -> Study:
     """Return one study at one scale; decoding problems are collected, not raised."""
     scales = body.pop("scales", {})
-    for key in scales:
-        if key not in SCALES:
-            problems.add(f"{origin_of(scales, (key,))}: scales.{key}: unknown scale; "
-                         f"{suggestion(key, SCALES)}")  # fmt: skip
     tree = body
-    for layer, overlay in [
-        (f"scale {scale}", scales.get(scale, {})),
-        *((None, o) for o in overlays),
-    ]:
-        if isinstance(overlay, Mapping):
-            tree = merge(tree, _relabel(overlay, layer) if layer else overlay)
+    for key, overlay in _chain(scales, scale, problems):
+        tree = merge(tree, _relabel(overlay, f"scale {key}"))
+    for overlay in overlays:
+        tree = merge(tree, overlay)
     try:
         file = decode(StudyFile, unwrap(tree))
     except SpecError as error:
@@ -128,6 +122,31 @@ def _resolve(
         paper_aliases=unwrap(body.get("aliases", {})),
         layers=layers,
     )
+
+
+def _chain(scales: Tree, scale: str, problems: Problems) -> list[tuple[str, Tree]]:
+    """Return the overlays of a scale, lowest first: a scale may be written `like` another."""
+    for key in scales:
+        if key not in SCALES:
+            problems.add(
+                f"{origin_of(scales, (key,))}: scales.{key}: unknown; {suggestion(key, SCALES)}"
+            )
+    chain: list[tuple[str, Tree]] = []
+    key = scale
+    while key in scales and isinstance(scales[key], Mapping):
+        overlay = dict(scales[key])
+        like = unwrap(overlay.pop("like", Leaf(None, Origin("", 0, ""))))
+        chain.insert(0, (key, overlay))
+        if like is None:
+            break
+        if like not in scales or like in dict(chain):
+            problems.add(
+                f"{origin_of(scales[key], ('like',))}: scales.{key}.like: {like!r}: name another "
+                f"scale of this file; {suggestion(like, scales)}"
+            )
+            break
+        key = like
+    return chain
 
 
 def _relabel(tree: Tree, layer: str) -> Tree:

@@ -30,7 +30,7 @@ class Override:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Family:
-    """Runs written as axes. `{axis}` in the name and in texts of `spec` stands for a cell's value."""
+    """Runs written as axes; `{axis}` in the name and in texts of `spec` is the cell's value."""
 
     name: str
     axes: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
@@ -89,6 +89,8 @@ class StudyFile(Definitions):
     main: Mapping[str, str] = dataclasses.field(default_factory=dict)
     # axis -> the value that claims mean when they name none
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)  # short name -> study/run
+    snapshots: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    # a step of the paper's table -> the step that stands beside it; empty: none does
     runs: Mapping[str, Family] = dataclasses.field(default_factory=dict)
     evaluations: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     checks: Mapping[str, CheckJob] = dataclasses.field(default_factory=dict)

@@ -1,7 +1,7 @@
 """What makes a stage rerun: its own settings, its own code, its libraries, damaged files.
 
-Each cause is one string, so that Snakemake, which compares params as a set of texts, reports exactly
-the string that changed: `spec.optimizer.lr=0.001`, `ropewalk/data/pack.py@1a2b3c`.
+Each cause is one string, so that Snakemake, which compares params as a set of texts, reports
+exactly the string that changed: `spec.optimizer.lr=0.001`, `ropewalk/data/pack.py@1a2b3c`.
 """
 
 import functools

@@ -5,9 +5,12 @@ list of sha256 has reached the disk. It holds everything that influences a later
 optimizer state, step, tokens, loss scale. The data order is a function of the step.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import shutil
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +71,9 @@ def save(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     world.barrier()
-    dcp.save(
-        _state(objective, optimizer), checkpoint_id=partial, no_dist=world.size == 1
-    )  # syncs its files
+    with _quiet():
+        # Syncs its files before it returns.
+        dcp.save(_state(objective, optimizer), checkpoint_id=partial, no_dist=world.size == 1)
     world.barrier()
     listed = sorted(file for file in partial.iterdir() if file.is_file())
     mine = [
@@ -112,7 +115,8 @@ def latest(folder: Path, world: World) -> tuple[Path, Record] | None:
 def restore(path: Path, objective: Objective, optimizer: Optimizer, world: World) -> None:
     """Read weights and optimizer state, whatever the number of processes that wrote them."""
     state = _state(objective, optimizer)
-    dcp.load(state, checkpoint_id=path, no_dist=world.size == 1)
+    with _quiet():
+        dcp.load(state, checkpoint_id=path, no_dist=world.size == 1)
     set_state_dict(
         objective,
         optimizer,
@@ -132,6 +136,14 @@ def prune(folder: Path, keep: int) -> None:
 def _state(objective: Objective, optimizer: Optimizer) -> dict[str, Any]:
     model, state = get_state_dict(objective, optimizer)
     return {"model": model, "optimizer": state}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence DCP's remark that one process is not many."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -50,7 +50,9 @@ class Lease:
         """Raise LeaseError if somebody else has taken the lease over."""
         found = _read(self.file)
         if found != self.owner:
-            raise LeaseError(f"{self.file}: the lease now belongs to {_name(found)}; stopping here")
+            raise LeaseError(
+                f"{self.file}: the lease now belongs to {_name(found)}; this process stops here"
+            )
 
 
 @contextlib.contextmanager
@@ -90,6 +92,11 @@ def held(
         with _exclusively(file):
             if _read(file) == owner:
                 file.unlink()
+
+
+def alive(owner: Owner) -> bool:
+    """Return whether an owner lives, as far as this host can tell."""
+    return owner.host != socket.gethostname() or _process_start(owner.pid) == owner.started
 
 
 def _beat(file: Path, owner: Owner, over: threading.Event, seconds: float) -> None:
@@ -142,7 +149,7 @@ def _dead(owner: Owner, me: Owner, silent_seconds: float, stale_after_seconds: f
     if silent_seconds >= stale_after_seconds:
         return True
     if owner.host == me.host:
-        return _process_start(owner.pid) != owner.started
+        return not alive(owner)
     # Slurm ends a job before it requeues it: the same job under another count is its successor.
     return (
         owner.slurm_job is not None

@@ -92,7 +92,7 @@ def train(training: Training, progress: Progress) -> Progress:
                     progress, due, stopping = _step(
                         training, stretch, batches, progress, log, due, saved_step
                     )
-                    if progress.step in run.snapshot_steps:
+                    if progress.step in run.snapshot_steps and progress.step < training.steps:
                         training.snapshot(progress.step, stretch)
                     if due or stopping or progress.step == training.steps:
                         _save(training, progress, log)
@@ -165,7 +165,7 @@ def _step(
                 tokens=after.tokens,
                 loss=loss_mean,
                 lr=spec.lr * share(training.schedule, step, training.steps),
-                grad_norm=norm,
+                grad_norm=norm if math.isfinite(norm) else None,
                 tokens_per_second=stretch.tokens_per_step / (time.monotonic() - clock),
             )
         )

@@ -24,7 +24,7 @@ class Metrics:
     tokens: int  # read so far
     loss: float  # mean over the targets of the step, nats per token, before the update
     lr: float
-    grad_norm: float  # before clipping
+    grad_norm: float | None  # before clipping; None where fp16 overflowed and nothing was updated
     tokens_per_second: float  # of this step, over all processes
 
 
@@ -48,7 +48,8 @@ class MetricsLog:
         self._stream.flush()
         if self._board is not None:
             for field in ("loss", "lr", "grad_norm", "tokens_per_second"):
-                self._board.add_scalar(field, getattr(metrics, field), metrics.step)
+                if getattr(metrics, field) is not None:
+                    self._board.add_scalar(field, getattr(metrics, field), metrics.step)
         now = time.monotonic()
         if now - self._said >= PROGRESS_SECONDS or metrics.step == self._steps:
             self._said = now

@@ -28,7 +28,7 @@ def timetable(run: Run) -> tuple[Stretch, ...]:
     number of tokens in every phase.
 
     Raises:
-        StageError: for a phase shorter than one step.
+        StageError: for a phase shorter than one step, or a snapshot after the end.
     """
     found: list[Stretch] = []
     first = 0
@@ -44,6 +44,9 @@ def timetable(run: Run) -> tuple[Stretch, ...]:
             )
         found.append(Stretch(phase=phase, first=first, steps=steps, sequences=sequences))
         first += steps
+    late = [step for step in run.snapshot_steps if step > first]
+    if late:
+        raise StageError(f"snapshot_steps: {late[0]} lies behind the run's {first} steps")
     return tuple(found)
 
 

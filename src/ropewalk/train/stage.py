@@ -1,0 +1,169 @@
+"""Stage `train`: one run, from the newest checkpoint to `final/` and its snapshots."""
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ropewalk.base.canonical import plain
+from ropewalk.base.files import read_json, write_json
+from ropewalk.base.manifest import File, damage
+from ropewalk.base.spec import decode
+from ropewalk.base.stage import Job, StageError
+from ropewalk.train import checkpoint, launch, metrics, stop, worker
+from ropewalk.train.adopt import adopt
+from ropewalk.train.attempt import (
+    SNAPSHOTS,
+    Assignment,
+    Outcome,
+    assignment,
+    attempt,
+    work_folder,
+)
+from ropewalk.train.lease import held
+from ropewalk.train.origin import folder_of
+from ropewalk.train.spec import TrainJob
+from ropewalk.train.stop import StoppedEarlyError, StopRequest
+from ropewalk.train.world import alone
+
+ACROSS_CODE = "ROPEWALK_RESUME_ACROSS_CODE"
+LEASE = "lease.json"
+
+
+def work(job: Job) -> tuple[Iterable[Path], Mapping[str, Any]]:
+    """Train the run, or go on with it; return its files and what happened.
+
+    Raises:
+        StoppedEarlyError: the process was asked to stop and left a checkpoint (exit code 75).
+        StageError: for settings this machine cannot do, a second writer, or a bad loss.
+    """
+    spec: TrainJob = job.spec
+    run = spec.run
+    weights = folder_of(job)
+    with held(job.folder / LEASE) as lease:
+        if not run.phases:
+            parameters = adopt(run, weights, job.input("tokenizer"), job.folder / "final")
+            return _artifact(job, Outcome(step=0, steps=0, tokens=0, parameters=parameters))
+        given = assignment(job, weights, lease)
+        _make_work_folder(job, given.work)
+        request_file = given.work / worker.STOP
+        request_file.unlink(missing_ok=True)
+        with stop.listening(request_file) as request:
+            if run.hardware.processes == 1:
+                with alone(run.hardware) as world:
+                    outcome = attempt(given, world, request)
+            else:
+                outcome = _launched(given, request)
+        if not outcome.finished:
+            raise StoppedEarlyError(outcome.step, outcome.steps)
+        checkpoint.prune(given.work / "checkpoints", keep=1)
+        return _artifact(job, outcome)
+
+
+def _launched(given: Assignment, request: StopRequest) -> Outcome:
+    """Run the processes of an assignment to their end and return what they left."""
+    file, left = given.work / "assignment.json", given.work / worker.OUTCOME
+    left.unlink(missing_ok=True)
+    write_json(file, plain(given))
+    # A session of its own: signals meant for the stage reach the workers as a request, through a
+    # file, so that the launcher does not kill them in the middle of a checkpoint.
+    process = subprocess.Popen(
+        launch.command(file, given.spec.run.hardware),
+        env=launch.environment(),
+        start_new_session=True,
+    )
+    try:
+        while process.poll() is None:
+            if request.pending():
+                request.file.touch()
+            time.sleep(0.2)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+    if not left.is_file():
+        raise StageError(
+            f"the {given.spec.run.hardware.processes} training processes ended with exit code "
+            f"{process.returncode} before the run was done; the reason stands above"
+        )
+    return decode(Outcome, read_json(left))
+
+
+def _make_work_folder(job: Job, folder: Path) -> None:
+    """Make the work folder, or keep the one that stands there if going on from it is right."""
+    record = folder / "identity.json"
+    if folder.exists():
+        made_by = read_json(record)["code"] if record.is_file() else "unknown"
+        if made_by != job.code and os.environ.get(ACROSS_CODE) != "1":
+            aside = _set_aside(folder, made_by)
+            print(
+                f"train: {folder} was begun by other code ({made_by}, now {job.code}); starting "
+                f"from the beginning, the old one is {aside.name}. To go on with it instead, set "
+                f"{ACROSS_CODE}=1",
+                flush=True,
+            )
+        elif damaged := _damaged_snapshot(job.folder, folder):
+            aside = _set_aside(folder, made_by)
+            print(
+                f"train: {damaged}: it can only be made by training again; starting from the "
+                f"beginning, the old work is {aside.name}",
+                flush=True,
+            )
+    if not folder.exists():
+        _clear_exports(job.folder)
+        folder.mkdir(parents=True)
+    write_json(record, {"code": job.code, "recipe": job.recipe})
+
+
+def _set_aside(folder: Path, code: str) -> Path:
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.{code}.{number}")).exists():
+        number += 1
+    return folder.rename(aside)
+
+
+def _damaged_snapshot(exports: Path, folder: Path) -> str | None:
+    """Return which snapshot differs from what was exported; `final` can be exported again."""
+    record = folder / SNAPSHOTS
+    noted: dict[str, list[dict[str, Any]]] = read_json(record) if record.is_file() else {}
+    for name, files in noted.items():
+        for entry in files if name != "final" else []:
+            file = decode(File, entry)
+            if what := damage(exports / name, file):
+                return f"{exports / name / file.path} {what}"
+    return None
+
+
+def _clear_exports(folder: Path) -> None:
+    """Remove what another recipe exported to this folder."""
+    for path in [folder / "final", *folder.glob("step-*")]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _artifact(job: Job, outcome: Outcome) -> tuple[list[Path], dict[str, Any]]:
+    """Return the exported files and the deterministic facts of the run."""
+    spec: TrainJob = job.spec
+    snapshots = {
+        str(step): checkpoint.name(step)
+        for step in sorted(set(spec.run.snapshot_steps))
+        if spec.run.phases and step < outcome.step
+    }
+    snapshots[str(outcome.step)] = "final"
+    entries = metrics.read(work_folder(job.folder, job.recipe) / "metrics.jsonl")
+    files = [
+        file
+        for name in snapshots.values()
+        for file in sorted((job.folder / name).iterdir())
+        if file.is_file()
+    ]
+    return files, {
+        "steps": outcome.steps,
+        "final_step": outcome.step,
+        "tokens": outcome.tokens,
+        "parameters": outcome.parameters,
+        "snapshots": snapshots,
+        "loss_curve": metrics.curve(entries),
+    }
