@@ -67,9 +67,7 @@ def test_a_file_that_changed_since_the_inventory_is_an_error(tmp_path: Path, nam
         list(read_lines(tmp_path / name, sha(b"other")))
 
 
-def test_unusable_records_are_skipped_by_cause_and_keep_their_place(
-    run: Run, tmp_path: Path
-) -> None:
+def test_unusable_records_are_skipped_by_cause(run: Run, tmp_path: Path) -> None:
     """Guards against one bad record that ends a run or moves the ids of all that follow."""
     raw = tmp_path / "raw"
     raw.mkdir()
@@ -123,9 +121,7 @@ def test_python_documents_are_the_files_in_a_seeded_order(chain: Chain) -> None:
     assert sorted(d.id for d in first) == sorted(d.id for d in read(1))
 
 
-def test_a_python_file_that_changed_since_the_inventory_is_an_error(
-    chain: Chain, site: Path
-) -> None:
+def test_a_python_file_changed_since_the_inventory_is_an_error(chain: Chain, site: Path) -> None:
     """Guards against tokens of an installation other than the one inventoried."""
     path = next(iter(read_documents(chain.corpus, chain.source, chain.inventory))).id
     (site / path).write_text("x = 1\n")

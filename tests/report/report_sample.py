@@ -321,7 +321,13 @@ def build_inputs(root: Path) -> dict[str, Path]:
             spec=TrainJob(run=run_of(name)),
             inputs={},
             files=[folder / "weights"],
-            result={"final_step": 80, "tokens": 327680, "parameters": 1066880, "loss": curve},
+            result={
+                "steps": 80,
+                "final_step": 80,
+                "tokens": 327680,
+                "parameters": 1066880,
+                "loss_curve": curve,
+            },
         )
         inputs[f"run:{name}"] = folder / MANIFEST
     for run, steps in PERPLEXITY.items():

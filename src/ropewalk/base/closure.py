@@ -72,15 +72,24 @@ def _read(file: Path, _modified_ns: int) -> tuple[str, tuple[str, ...], tuple[st
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             imports += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            imports += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        elif isinstance(node, ast.Assign) and any(
-            isinstance(target, ast.Name) and target.id == "DATA_FILES" for target in node.targets
-        ):
-            data_files = tuple(ast.literal_eval(node.value))
+        elif isinstance(node, ast.ImportFrom):
+            source = _absolute(file, node)
+            imports += [source, *(f"{source}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if any(isinstance(name, ast.Name) and name.id == "DATA_FILES" for name in targets):
+                data_files = tuple(ast.literal_eval(node.value))
     hashed = hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest()
     own = tuple(name for name in imports if name.split(".")[0] == PACKAGE)
     return hashed[:CHARACTERS], own, data_files
+
+
+def _absolute(file: Path, node: ast.ImportFrom) -> str:
+    """Return the dotted module that an import statement of `file` names."""
+    if not node.level:
+        return node.module or ""
+    folder = file.parents[node.level - 1].relative_to(PACKAGE_ROOT.parent)
+    return ".".join([*folder.parts, *([node.module] if node.module else [])])
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:

@@ -47,7 +47,9 @@ def replacing_directory(path: Path) -> Iterator[Path]:
     """Yield an empty temporary directory beside `path`; on success it takes the place of `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+    retired = path.with_name(f"{path.name}.{os.getpid()}.old{PARTIAL}")
     shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(retired, ignore_errors=True)
     partial.mkdir()
     try:
         yield partial
@@ -55,12 +57,13 @@ def replacing_directory(path: Path) -> Iterator[Path]:
             if file.is_file():
                 with file.open("rb") as stream:
                     os.fsync(stream.fileno())
-        if path.exists():
-            shutil.rmtree(path)
+        if path.exists():  # moved aside, not emptied in place: a kill never leaves half of it
+            path.replace(retired)
         partial.replace(path)
         fsync_directory(path.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(retired, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -100,15 +100,24 @@ def read_manifest(path: Path, *, verify: bool = True) -> Manifest:
     """
     if not path.is_file():
         raise ArtifactError(f"{path} does not exist: run `snakemake {path}` to make it")
-    data = read_json(path)
+    remedy = f"delete {path.parent} and run snakemake again"
+    try:
+        data = read_json(path)
+    except ValueError as error:
+        raise ArtifactError(f"{error}: {remedy}") from None
+    if not isinstance(data, dict):
+        raise ArtifactError(f"{path} is not a manifest: {remedy}")
     if data.get("format_version") != FORMAT_VERSION:
         raise ArtifactError(
             f"{path} has format_version {data.get('format_version')!r}; this version of ropewalk "
-            f"reads {FORMAT_VERSION}: delete {path.parent} and run snakemake again"
+            f"reads {FORMAT_VERSION}: {remedy}"
         )
     del data["format_version"]
-    data["files"] = tuple(File(**file) for file in data["files"])
-    manifest = Manifest(folder=path.parent, **data)
+    try:
+        data["files"] = tuple(File(**file) for file in data["files"])
+        manifest = Manifest(folder=path.parent, **data)
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(f"{path} lacks or adds a key ({error}): {remedy}") from None
     if verify:
         for file in manifest.files:
             problem = damage(manifest.folder, file)

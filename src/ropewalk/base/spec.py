@@ -9,6 +9,7 @@ other member.
 import dataclasses
 import difflib
 import functools
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -98,6 +99,8 @@ def _refuse(problems: list[Problem], path: tuple[str | int, ...], message: str) 
 def _decode_scalar(
     kind: type, data: Any, path: tuple[str | int, ...], problems: list[Problem]
 ) -> Any:
+    if kind is float and type(data) is float and not math.isfinite(data):
+        return _refuse(problems, path, f"{data!r} is not a finite number")
     if type(data) is kind:
         return data
     if kind is float and type(data) is int:
@@ -107,11 +110,19 @@ def _decode_scalar(
     if kind is float and isinstance(data, str):
         try:
             float(data)
-            mantissa, _, exponent = data.lower().partition("e")
-            hint = f"; YAML reads it as text: write {mantissa}.0e{exponent}" if exponent else ""
+            if "e" in data.lower():
+                hint = f"; YAML reads it as text: write {_yaml_float(data)}"
         except ValueError:
             pass
     return _refuse(problems, path, f"{data!r} is not {names[kind]}{hint}")
+
+
+def _yaml_float(text: str) -> str:
+    """Return a number such as `1e-4` as YAML wants it: a point and a signed exponent."""
+    mantissa, _, exponent = text.strip().lower().partition("e")
+    point = "" if "." in mantissa else ".0"
+    sign = "" if exponent[:1] in ("+", "-") else "+"
+    return f"{mantissa}{point}e{sign}{exponent}"
 
 
 def _decode_tuple(
@@ -140,7 +151,7 @@ def _decode_union(
     classes = [option for option in options if dataclasses.is_dataclass(option)]
     if isinstance(data, Mapping) and len(classes) > 1:
         by_kind = {_hints(c)["kind"].__args__[0]: c for c in classes}
-        if data.get("kind") not in by_kind:
+        if not isinstance(data.get("kind"), str) or data["kind"] not in by_kind:
             if "kind" not in data:
                 return _refuse(problems, path, f"'kind' is missing; {suggestion('', by_kind)}")
             given = data["kind"]

@@ -23,7 +23,7 @@ from typing import Any
 from ropewalk import __version__
 from ropewalk.base.canonical import digest, plain
 from ropewalk.base.closure import PACKAGE_ROOT, closure
-from ropewalk.base.files import read_json, write_json
+from ropewalk.base.files import read_json, write_json, write_text
 from ropewalk.base.manifest import (
     MANIFEST,
     PROVENANCE,
@@ -98,7 +98,7 @@ def run_stage(
     standing = _standing(job)
     if standing is not None:
         print(f"{stage}: unchanged inputs, spec and code: {folder} stands as it is", flush=True)
-        _restore(job, standing)
+        _restore(job, standing, rebuilds)
         return standing
     started, clock = time.time(), time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
@@ -183,7 +183,10 @@ def _standing(job: Job) -> Manifest | None:
     record = job.folder / PROVENANCE
     if not record.is_file():
         return None
-    provenance = read_json(record)
+    try:
+        provenance = read_json(record)
+    except ValueError:  # damaged: nothing says what the files were made from
+        return None
     same = (
         provenance.get("recipe") == job.recipe
         and provenance.get("code") == job.code
@@ -194,7 +197,7 @@ def _standing(job: Job) -> Manifest | None:
         return None
     manifest = job.folder / MANIFEST
     if not manifest.is_file():
-        manifest.write_text(provenance["manifest"], encoding="utf-8")
+        write_text(manifest, provenance["manifest"])
     try:
         return read_manifest(manifest)
     except ArtifactError:
@@ -202,9 +205,13 @@ def _standing(job: Job) -> Manifest | None:
         return None
 
 
-def _restore(job: Job, standing: Manifest) -> None:
-    """Record the present file times, so that the next plan sees the files as checked."""
+def _restore(job: Job, standing: Manifest, rebuilds: int) -> None:
+    """Record the present file times, so that the next plan sees the files as checked.
+
+    The number of rebuilds is what made the workflow ask; kept, so that it does not ask again.
+    """
     record = job.folder / PROVENANCE
     provenance = read_json(record)
     provenance["files"] = {f.path: (job.folder / f.path).stat().st_mtime_ns for f in standing.files}
+    provenance["rebuilds"] = max(rebuilds, provenance.get("rebuilds", 0))
     write_json(record, plain(provenance))

@@ -28,14 +28,24 @@ class ShardWriter:
     """Writes documents into `shard-00000.arrow`, ... in the order they are added.
 
     A shard is closed by the document that takes it to `shard_tokens`. The bytes written depend
-    only on the documents and the two sizes. A context manager: leaving it completes the last
+    only on the documents and the sizes given here. A context manager: leaving it completes the last
     shard, leaving it through an exception drops the unfinished one.
     """
 
-    def __init__(self, folder: Path, *, vocabulary_size: int, shard_tokens: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        vocabulary_size: int,
+        shard_tokens: int,
+        batch_tokens: int = BATCH_TOKENS,
+        batch_documents: int = BATCH_DOCUMENTS,
+    ) -> None:
         self.files: list[Path] = []  # complete shards
         self._folder = folder
         self._shard_tokens = shard_tokens
+        self._batch_tokens = batch_tokens
+        self._batch_documents = batch_documents
         self._dtype = token_dtype(vocabulary_size)
         ids = pa.list_(pa.from_numpy_dtype(self._dtype))
         self._schema = pa.schema(
@@ -79,7 +89,7 @@ class ShardWriter:
         self._rows.append((document, subset, text_bytes, ids.astype(self._dtype)))
         self._tokens_in_rows += len(ids)
         self._tokens_in_shard += len(ids)
-        if self._tokens_in_rows >= BATCH_TOKENS or len(self._rows) >= BATCH_DOCUMENTS:
+        if self._tokens_in_rows >= self._batch_tokens or len(self._rows) >= self._batch_documents:
             self._write_batch()
         if self._tokens_in_shard >= self._shard_tokens:
             self._close_shard()

@@ -70,7 +70,8 @@ class Prompts:
         self._opening = [] if bos is None else [bos]
         self._digits = digits
         self._seed = seed
-        self._filler_ends = np.zeros(1, dtype=np.int64)
+        self._filler_ends = np.zeros(1, dtype=np.int64)  # characters of the first n tokens
+        self._cuts: dict[tuple[int, int], tuple[int, int]] = {}  # (context, distance) -> characters
 
     def key(self, distance: int, trial: int) -> str:
         """Return the key of one trial."""
@@ -85,43 +86,53 @@ class Prompts:
         the tokens of the prompt change when the answer follows.
         """
         key = self.key(distance, number)
+        # Keys seldom differ in their number of tokens, so the last trial's cuts mostly fit.
+        known = self._cuts.get((context_tokens, distance))
+        trial = self._exact(key, known, context_tokens, distance) if known else None
+        if trial is None:
+            cuts = self._search(key, context_tokens, distance)
+            trial = self._exact(key, cuts, context_tokens, distance) if cuts else None
+            if cuts and trial:
+                self._cuts[context_tokens, distance] = cuts
+        return trial
+
+    def _search(self, key: str, context_tokens: int, distance: int) -> tuple[int, int] | None:
+        """Return the filler characters before and after the key, None if none give the counts."""
         after = self._cut(
-            lambda cut: self._distance(Text(key=key, before=0, after=cut)), target=distance
+            lambda cut: self._read(Text(key=key, before=0, after=cut)).distance, target=distance
         )
         if after is None:
             return None
         before = self._cut(
-            lambda cut: self._total(Text(key=key, before=cut, after=after)), target=context_tokens
+            lambda cut: len(self._read(Text(key=key, before=cut, after=after)).ids),
+            target=context_tokens,
         )
-        if before is None:
-            return None
-        text = Text(key=key, before=before, after=after)
-        prompt = self._ids(text.prompt)
-        ids = self._ids(f"{text.prompt} {key}")
-        exact = (
-            len(ids) == context_tokens
-            and self._distance(text) == distance
-            and ids[: len(prompt)] == prompt
+        return None if before is None else (before, after)
+
+    def _exact(
+        self, key: str, cuts: tuple[int, int], context_tokens: int, distance: int
+    ) -> Trial | None:
+        """Return the trial with these cuts if its final token ids are what was demanded."""
+        text = Text(key=key, before=cuts[0], after=cuts[1])
+        trial = self._read(text)
+        alone = self._opening + self._encode(text.prompt).ids
+        prompt = trial.ids[: trial.answer_start].tolist()
+        exact = len(trial.ids) == context_tokens and trial.distance == distance and prompt == alone
+        return trial if exact else None
+
+    def _read(self, text: Text) -> Trial:
+        """Tokenise prompt and answer jointly and find key and answer by their characters."""
+        encoding = self._encode(f"{text.prompt} {text.key}")
+        ends = np.array([end for _, end in encoding.offsets])
+        key, answer = np.searchsorted(ends, [text.key_start, len(text.prompt)], side="right")
+        return Trial(
+            distance=int(answer - key),
+            ids=np.array(self._opening + encoding.ids, dtype=np.int64),
+            answer_start=int(answer) + len(self._opening),
         )
-        if not exact:
-            return None
-        return Trial(distance=distance, ids=np.array(ids, dtype=np.int64), answer_start=len(prompt))
 
     def _encode(self, text: str) -> Encoding:
         return self._tokenizer.encode(text, add_special_tokens=False)
-
-    def _ids(self, text: str) -> list[int]:
-        return self._opening + self._encode(text).ids
-
-    def _total(self, text: Text) -> int:
-        return len(self._ids(f"{text.prompt} {text.key}"))
-
-    def _distance(self, text: Text) -> int:
-        """Return the tokens from the one with the key's first character to the prompt's end."""
-        encoding = self._encode(text.prompt)
-        start = text.key_start
-        first = next(i for i, (_, end) in enumerate(encoding.offsets) if end > start)
-        return len(encoding.ids) - first
 
     def _cut(self, count: Callable[[int], int], *, target: int) -> int | None:
         """Return a number of filler characters for which `count` gives `target`, or None."""

@@ -50,20 +50,20 @@ def segments(
     Raises:
         ValueError: naming the row whose boundaries do not increase from 0 to at most T.
     """
-    checked = ((0, tokens),) * rows
-    if boundaries is not None:
-        checked = tuple((*row, tokens) if row[-1] < tokens else tuple(row) for row in boundaries)
-    if len(checked) != rows:
-        raise ValueError(f"boundaries has {len(checked)} rows, input_ids has {rows}")
+    given = [(0, tokens)] * rows if boundaries is None else [tuple(row) for row in boundaries]
+    if len(given) != rows:
+        raise ValueError(f"boundaries has {len(given)} rows, input_ids has {rows}")
+    checked: list[tuple[int, ...]] = []
     ends, longest = [0], 0
-    for index, row in enumerate(checked):
-        sizes = [end - start for start, end in itertools.pairwise(row)]
-        if not sizes or row[0] != 0 or row[-1] != tokens or min(sizes) <= 0:
-            raise ValueError(f"boundaries[{index}] {row} must increase from 0 to {tokens}")
-        ends += [index * tokens + end for end in row[1:]]
-        longest = max(longest, *sizes)
+    for index, row in enumerate(given):
+        increasing = all(start < end for start, end in itertools.pairwise(row))
+        if len(row) < 2 or row[0] != 0 or row[-1] > tokens or not increasing:
+            raise ValueError(f"boundaries[{index}] {row} must increase from 0 to at most {tokens}")
+        checked.append((*row, tokens) if row[-1] < tokens else row)
+        ends += [index * tokens + end for end in checked[-1][1:]]
+        longest = max(longest, *(end - start for start, end in itertools.pairwise(checked[-1])))
     cumulative = torch.tensor(ends, dtype=torch.int32, device=device)
-    return Segments(rows=checked, cumulative=cumulative, longest=longest)
+    return Segments(rows=tuple(checked), cumulative=cumulative, longest=longest)
 
 
 def sdpa(

@@ -229,13 +229,12 @@ def _run(manifest: Manifest, provenance: Mapping[str, str]) -> Json:
     settings = []
     for key, value in leaves(manifest.spec["run"]):
         settings.append({"key": key, "value": value, "class": provenance.get(key)})
-    result = manifest.result
     return {
         "recipe": manifest.recipe,
         "content": manifest.content,
-        "steps": result.get("final_step"),
-        "tokens": result.get("tokens"),
-        "parameters": result.get("parameters"),
+        "steps": _fact(manifest, "steps"),
+        "tokens": _fact(manifest, "tokens"),
+        "parameters": _fact(manifest, "parameters"),
         "settings": settings,
     }
 
@@ -256,5 +255,15 @@ def _training(runs: Mapping[str, Manifest]) -> list[Json]:
     return [
         {"run": name, "points": [[int(step), float(loss)] for step, loss in curve]}
         for name, manifest in sorted(runs.items())
-        if (curve := manifest.result.get("loss"))
+        if (curve := _fact(manifest, "loss_curve"))
     ]
+
+
+def _fact(manifest: Manifest, key: str) -> Any:
+    """Return a fact of a training's result; a missing one must not just leave a figure out."""
+    if key not in manifest.result:
+        raise StageError(
+            f"{manifest.folder}: the manifest's result has no {key!r}, only "
+            f"{', '.join(sorted(manifest.result))}: it is not the manifest of a training"
+        )
+    return manifest.result[key]

@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from ropewalk.report import wording
 from ropewalk.report.figures import figures
 from ropewalk.report.spec import Outcome
+from ropewalk.report.strip import strips
 
 Json = Mapping[str, Any]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
@@ -182,5 +183,6 @@ def _environment() -> Environment:
         "meanings": MEANINGS,
         "interval": interval,
         "count": wording.count,
+        "strips": strips,
     }
     return environment

@@ -20,7 +20,7 @@ RETRIEVAL_VALUES = ("accuracy", "reach", "reach_share")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PerDocument:
-    """Sums over scored tokens, one per document; the mean is `sum(sums) / sum(tokens)`."""
+    """Sums over scored tokens by document, sorted; the mean is `sum(sums) / sum(tokens)`."""
 
     documents: tuple[str, ...]
     sums: npt.NDArray[np.float64]  # [documents], nats for losses, hits for accuracy
@@ -153,12 +153,13 @@ def _loss(quantity: Quantity, snapshot: Mapping[str, Any], name: str) -> Measure
         reason = f"{name} has no context {quantity.context!r}, only {', '.join(sorted(contexts))}"
         return Missing(quantity=quantity, reason=reason, broken=quantity.context is None)
     data = contexts[quantity.context]
+    # Sorted by document, so that two results pair whatever order they list documents in.
+    order = sorted(range(len(data["documents"])), key=data["documents"].__getitem__)
+    sums = data["hits" if quantity.value == "accuracy" else "nll_sums"]
     sample = PerDocument(
-        documents=tuple(map(str, data["documents"])),
-        sums=np.asarray(
-            data["hits" if quantity.value == "accuracy" else "nll_sums"], dtype=np.float64
-        ),
-        tokens=np.asarray(data["tokens"], dtype=np.int64),
+        documents=tuple(str(data["documents"][i]) for i in order),
+        sums=np.array([sums[i] for i in order], dtype=np.float64),
+        tokens=np.array([data["tokens"][i] for i in order], dtype=np.int64),
     )
     mean = float(sample.sums.sum() / sample.tokens.sum())
     return Measured(

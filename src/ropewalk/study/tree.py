@@ -60,6 +60,8 @@ def load_yaml(path: Path, *, layer: str = "body", shown: str | None = None) -> d
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
         raise SpecError(f"{name}:{line}: not valid YAML: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise SpecError(f"{name}: not valid YAML: {error}") from None
     finally:
         loader.dispose()
     if not isinstance(tree, dict):
@@ -72,9 +74,11 @@ def _convert(loader: yaml.SafeLoader, node: yaml.Node, file: str, layer: str) ->
     if isinstance(node, yaml.MappingNode):
         tree: dict[str, Tree] = {}
         for key_node, value_node in node.value:
-            key = str(loader.construct_object(key_node))
+            line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise SpecError(f"{file}:{line}: a key must be a text or a number")
+            key = key_node.value  # as written: `on` and `010` are names here, not true and 8
             if key in tree:
-                line = key_node.start_mark.line + 1
                 raise SpecError(f"{file}:{line}: key {key!r} appears twice; keep one")
             tree[key] = _convert(loader, value_node, file, layer)
         return tree if tree else Leaf({}, origin)
@@ -85,17 +89,21 @@ def _convert(loader: yaml.SafeLoader, node: yaml.Node, file: str, layer: str) ->
 
 
 def merge(below: Tree, above: Tree) -> Tree:
-    """Return `below` overlaid by `above`: maps merge, anything else replaces, null removes."""
-    if not (isinstance(below, Mapping) and isinstance(above, Mapping)):
+    """Return `below` overlaid by `above`: maps merge, anything else replaces, null removes.
+
+    These are the rules of JSON merge patch (RFC 7396): an empty map changes nothing in a map, and a
+    null that finds nothing to remove leaves nothing behind.
+    """
+    if isinstance(above, Leaf) and above.value == {} and isinstance(below, Mapping):
+        return below
+    if not isinstance(above, Mapping):
         return above
-    merged = dict(below)
+    merged = dict(below) if isinstance(below, Mapping) else {}
     for key, value in above.items():
         if isinstance(value, Leaf) and value.value is None:
             merged.pop(key, None)
-        elif key in merged:
-            merged[key] = merge(merged[key], value)
         else:
-            merged[key] = value
+            merged[key] = merge(merged.get(key), value)
     return merged
 
 

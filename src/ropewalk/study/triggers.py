@@ -7,6 +7,7 @@ exactly the string that changed: `spec.optimizer.lr=0.001`, `ropewalk/data/pack.
 import functools
 import json
 from collections.abc import Callable, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ropewalk.base.canonical import digest, leaves, plain
 from ropewalk.base.closure import closure
 from ropewalk.base.manifest import MANIFEST, PROVENANCE, File, damage
 from ropewalk.base.spec import SpecError
+from ropewalk.data.spec import PythonSource, Source
 from ropewalk.study.nodes import Node
 from ropewalk.study.plan import Plan
 from ropewalk.study.registry import STAGES
@@ -32,6 +34,7 @@ class Triggers:
         self.root = root
         self.accepted = read_accepted(root / ACCEPTED)
         self.pins = read_pins(root / LOCK)
+        self._listings: dict[str, str] = {}
         self._keys = {
             stage: sorted({key for node in plan.of_stage(stage) for key in spec_leaves(node)})
             for stage in STAGES
@@ -59,6 +62,7 @@ class Triggers:
             *self.code(stage),
             *self.libraries(stage),
             *(functools.partial(self._setting, stage, key) for key in self._keys[stage]),
+            functools.partial(self._source, stage),
             functools.partial(self._rebuilds, stage),
         ]
 
@@ -67,7 +71,22 @@ class Triggers:
         settings = [f"{k}={v}" for k, v in spec_leaves(node).items()]
         rebuilds = self.rebuilds(node)
         extra = [f"rebuilds={rebuilds}"] if rebuilds else []
-        return sorted([*self.code(node.stage), *self.libraries(node.stage), *settings, *extra])
+        source = [self.source(node)] if node.stage == "inventory" else []
+        return sorted(
+            [*self.code(node.stage), *self.libraries(node.stage), *settings, *source, *extra]
+        )
+
+    def source(self, node: Node) -> str:
+        """Return a digest of a source's listing, so that changed files rerun its inventory.
+
+        Empty for other stages, and for a folder that is not on this machine: planning never needs
+        the data.
+        """
+        if node.stage != "inventory":
+            return ""
+        if node.manifest not in self._listings:
+            self._listings[node.manifest] = listing(node.spec.source, node.spec.folder)
+        return self._listings[node.manifest]
 
     def submitted(self) -> str:
         """Return the code digests of all stages as JSON, to be frozen for queued jobs."""
@@ -131,6 +150,9 @@ class Triggers:
             seen.add(found)
         return found
 
+    def _source(self, stage: str, wildcards: Mapping[str, str]) -> str:
+        return self.source(self.plan.node(stage, self.plan.wildcards(stage, dict(wildcards))))
+
     def _setting(self, stage: str, key: str, wildcards: Mapping[str, str]) -> str:
         node = self.plan.node(stage, self.plan.wildcards(stage, dict(wildcards)))
         found = spec_leaves(node)
@@ -152,6 +174,36 @@ def spec_leaves(node: Node) -> dict[str, str]:
         for key, value in leaves(plain(node.spec, identity=True))
     }
     return found | {f"input.{name}": path for name, path in node.inputs.items()}
+
+
+def listing(source: Source, folder: str | None) -> str:
+    """Return `files=<digest>` of the names and sizes (and, in folders, times) of a source's files.
+
+    Distributions are described by name, version and RECORD, whose hashes the inventory checks.
+    """
+    if isinstance(source, PythonSource):
+        found: list[Any] = []
+        for name in source.distributions:
+            try:
+                distribution = metadata.distribution(name)
+            except metadata.PackageNotFoundError:
+                found.append([name, None])
+                continue
+            record = distribution.read_text("RECORD") or ""
+            files = distribution.files or []
+            sizes = [
+                [str(f), path.stat().st_size if (path := Path(str(f.locate()))).is_file() else None]
+                for f in files
+                if f.suffix == ".py"
+            ]
+            found.append([name, distribution.version, digest(record), digest(sizes)])
+        return f"files={digest(found)}"
+    if folder is None or not Path(folder).is_dir():
+        return ""
+    patterns = sorted({*source.train, *source.validation, *source.test})
+    paths = sorted({path for pattern in patterns for path in Path(folder).glob(pattern)})
+    stats = [(str(p.relative_to(folder)), p.stat()) for p in paths]
+    return f"files={digest([[name, s.st_size, s.st_mtime_ns] for name, s in stats])}"
 
 
 def read_accepted(path: Path) -> dict[tuple[str, str], str]:

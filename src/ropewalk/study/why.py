@@ -56,7 +56,9 @@ class Why:
         made, seen = _read(path), _read(record)
         reasons = [f"file {what}" for what in self.triggers.damaged(node)]
         before = self._causes(node.stage, made, seen)
-        now = {c for c in self.triggers.of(node) if not c.startswith(("rebuilds=", "input."))}
+        now = {
+            c for c in self.triggers.of(node) if not c.startswith(("rebuilds=", "input.", "files="))
+        }
         reasons += [f"was {gone}" for gone in sorted(before - now)]
         reasons += [f"now {new}" for new in sorted(now - before)]
         for name in sorted(set(made["inputs"]) ^ set(node.inputs)):

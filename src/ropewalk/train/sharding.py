@@ -4,6 +4,7 @@ FSDP2 is the ZeRO-3 of the papers: parameters, gradients and optimizer state are
 layer's parameters are gathered around its forward and backward.
 """
 
+import warnings
 from typing import Any
 
 import torch
@@ -45,6 +46,9 @@ def objective(
         fully_shard(root, mesh=world.mesh, mp_policy=policy)
     materialise(model, architecture, rope, world.device, source, root=root)
     if recompute_activations:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        with warnings.catch_warnings():
+            # The name that follows it is younger than the oldest transformers supported here.
+            warnings.simplefilter("ignore", FutureWarning)
+            model.gradient_checkpointing_enable({"use_reentrant": False})
     root.train()
     return root

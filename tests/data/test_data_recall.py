@@ -1,0 +1,160 @@
+import dataclasses
+from typing import Any
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given
+
+from ropewalk.base.spec import SpecError
+from ropewalk.data.recall import (
+    BOS,
+    MARKER,
+    PAIR_TOKENS,
+    alphabet,
+    distance_range,
+    document,
+    probe,
+)
+from ropewalk.data.spec import RecallCorpus
+
+VOCABULARY = 512
+FILLER = np.random.default_rng(0).integers(2, VOCABULARY, 5000)
+
+
+def corpus(**changes: Any) -> RecallCorpus:
+    return dataclasses.replace(
+        RecallCorpus(filler="f", documents=9, length_tokens=600, keys=16, pairs=(2, 12)), **changes
+    )
+
+
+def shown_pairs(ids: np.ndarray) -> list[tuple[int, int, int]]:
+    """Return (place, key, value) of every whole pair."""
+    places = [p for p in np.flatnonzero(ids == MARKER).tolist() if p + 2 < len(ids)]
+    return [(p, int(ids[p + 1]), int(ids[p + 2])) for p in places]
+
+
+@given(st.integers(0, 10**6), st.integers(0, 5))
+def test_a_repeated_key_has_the_value_it_was_first_shown_with(index: int, seed: int) -> None:
+    """Guards against documents that teach nothing because the answer is random."""
+    keys, values = (set(ids.tolist()) for ids in alphabet(VOCABULARY, 16))
+    ids = document(corpus(seed=seed), index, FILLER, VOCABULARY)
+    first: dict[int, int] = {}
+    pairs = shown_pairs(ids)
+    for _, key, value in pairs:
+        assert key in keys
+        assert value in values
+        assert first.setdefault(key, value) == value
+    assert 2 <= len(first) <= 12
+    assert len(set(first.values())) == len(first)  # one answer per question
+    assert len(pairs) > len(first)  # keys do come back
+    assert len(ids) == 600
+    assert ids.dtype == np.int64
+
+
+def test_documents_are_addressed_by_index_and_seed() -> None:
+    """Guards against documents that depend on those made before them."""
+    spec = corpus()
+    again = [document(spec, i, FILLER, VOCABULARY).tobytes() for i in (3, 1, 2)]
+    assert again == [document(spec, i, FILLER, VOCABULARY).tobytes() for i in (3, 1, 2)]
+    assert len(set(again)) == 3
+    assert document(corpus(seed=1), 3, FILLER, VOCABULARY).tobytes() not in again
+
+
+def test_filler_is_cut_from_the_corpus_in_the_given_share() -> None:
+    """Guards against filler that is noise, or a share that counts something else."""
+    spec = corpus(length_tokens=60_000, filler_share=0.3, filler_mean_tokens=24)
+    filler = np.arange(2, 3000) % 400 + 100_000  # consecutive, and unlike any pair
+    ids = document(spec, 0, filler, VOCABULARY)
+    is_filler = ids >= 100_000
+    starts = is_filler & ~np.append(False, is_filler[:-1])
+    inside = is_filler[1:] & is_filler[:-1]
+    steps = np.diff(ids)[inside]
+    assert np.mean((steps == 1) | (steps == -399)) > 0.95  # pieces are runs of the corpus
+    # share of tokens: 0.3 x 24 / (0.3 x 24 + 0.7 x 3)
+    assert np.mean(is_filler) == pytest.approx(7.2 / 9.3, abs=0.03)
+    assert (ids[~is_filler] == MARKER).sum() * 3 == pytest.approx((~is_filler).sum(), abs=3)
+    assert starts.sum() > 100
+
+
+@given(st.integers(64, 4096), st.integers(1, 200))
+def test_the_alphabet_is_disjoint_and_past_the_special_tokens(vocabulary: int, keys: int) -> None:
+    """Guards against a token that is key and value at once."""
+    if 2 * keys > vocabulary - vocabulary // 8:
+        with pytest.raises(SpecError, match=f"{keys} keys"):
+            alphabet(vocabulary, keys)
+        return
+    key_ids, value_ids = alphabet(vocabulary, keys)
+    together = {*key_ids.tolist(), *value_ids.tolist()}
+    assert len(key_ids) == len(value_ids) == keys
+    assert len(together) == 2 * keys
+    assert vocabulary // 8 <= min(together)
+    assert max(together) < vocabulary
+
+
+@given(st.data(), st.integers(30, 200), st.integers(1, 6), st.integers(0, 50))
+def test_probe_distances_are_exact(
+    data: st.DataObject, context: int, pairs: int, trial: int
+) -> None:
+    """Guards against a reach measured at other distances than it is plotted at."""
+    limits = distance_range(context, pairs)
+    assert limits is not None
+    distance = data.draw(st.integers(*limits))
+    ids, answer, position = probe(context, distance, pairs, 16, trial, 0, FILLER, VOCABULARY)
+    assert ids.shape == (context,)
+    assert ids.dtype == np.int64
+    assert position == context - 1
+    prompt = ids[:position]
+    assert prompt[0] == BOS
+    assert prompt[-2] == MARKER
+    assert prompt[-distance] == prompt[-1]  # the asked key, where it was shown
+    assert prompt[-distance - 1] == MARKER
+    assert prompt[-distance + 1] == answer == ids[position]
+    shown = shown_pairs(prompt[:-2])
+    assert len(shown) == pairs
+    places = [place for place, *_ in shown]
+    assert np.diff(places).tolist() == [PAIR_TOKENS] * (pairs - 1)
+    assert len({key for _, key, _ in shown}) == len({value for *_, value in shown}) == pairs
+    key_ids, value_ids = alphabet(VOCABULARY, 16)
+    assert {key for _, key, _ in shown} <= set(key_ids.tolist())
+    assert {value for *_, value in shown} <= set(value_ids.tolist())
+
+
+@pytest.mark.parametrize("distance", [3, 62, 64])
+def test_a_distance_that_cannot_be_is_refused(distance: int) -> None:
+    """Guards against a question whose answer was never shown."""
+    assert distance_range(64, 2) == (4, 61)
+    with pytest.raises(SpecError, match=rf"distance: {distance} .*use 4 to 61"):
+        probe(64, distance, 2, 16, 0, 0, FILLER, VOCABULARY)
+
+
+def test_pairs_that_do_not_fit_have_no_distance() -> None:
+    """Guards against an endless or empty grid of distances."""
+    assert distance_range(22, 5) is None
+    with pytest.raises(SpecError, match="do not fit"):
+        probe(22, 5, 5, 16, 0, 0, FILLER, VOCABULARY)
+
+
+def test_trials_differ_and_the_asked_pair_moves() -> None:
+    """Guards against ten trials of one question, or an answer that is always the first pair."""
+    made = [probe(128, 60, 4, 16, t, 0, FILLER, VOCABULARY) for t in range(60)]
+    assert len({ids.tobytes() for ids, *_ in made}) == 60
+    places = {[key for _, key, _ in shown_pairs(ids[:-3])].index(int(ids[-2])) for ids, *_ in made}
+    assert places == {0, 1, 2, 3}
+    assert len({answer for _, answer, _ in made}) > 10
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pairs": (2, 17)}, "pairs"),
+        ({"pairs": (0, 2)}, "pairs"),
+        ({"filler_share": 1.0}, "filler_share"),
+        ({"filler_mean_tokens": 0}, "filler_mean_tokens"),
+        ({"keys": 400}, "keys"),
+    ],
+)
+def test_specs_that_make_no_document_name_the_key(changes: dict, message: str) -> None:
+    """Guards against an endless loop or an exception from deep inside numpy."""
+    with pytest.raises(SpecError, match=message):
+        document(corpus(**changes), 0, FILLER, VOCABULARY)

@@ -1,0 +1,227 @@
+"""This edit -> exactly these jobs, and the dry-run names the culprit.
+
+Each row guards a silent failure: a stale number that looks fresh, or a month of training redone
+for a comment.
+"""
+
+import json
+import re
+from collections.abc import Callable
+
+import pytest
+
+from .project import Project
+
+PAPER = "papers/position_interpolation.yaml"
+EVERYTHING_TRAINED = {"train", "evaluate", "judge", "report"}
+
+
+def rules(jobs: set[tuple[str, str]]) -> set[str]:
+    return {rule for rule, _ in jobs}
+
+
+def test_nothing_is_to_be_done_after_a_run(project: Project) -> None:
+    jobs, text = project.planned()
+    assert jobs == set()
+    assert "Nothing to be done" in text
+
+
+Edit = Callable[[Project], None]
+
+
+def swap_two_values(project: Project) -> None:
+    """Learning rate and weight decay change places: the set of values stays the same."""
+    project.edit("papers/shared.yaml", "lr: 4.0e-3", "lr: 0.1")
+    text = (project.folder / "papers/shared.yaml").read_text()
+    start = text.index("lr: 0.1,")
+    changed = text[:start] + text[start:].replace("weight_decay: 0.1", "weight_decay: 4.0e-3", 1)
+    (project.folder / "papers/shared.yaml").write_text(changed)
+
+
+def reorder_keys(project: Project) -> None:
+    project.edit(
+        "papers/shared.yaml",
+        "schedule: { shape: cosine, warmup_steps: 10, final: 0.1 }",
+        "schedule: { final: 0.1, warmup_steps: 10, shape: cosine }",
+    )
+
+
+def one_more_evaluation(project: Project) -> None:
+    with (project.folder / "overlay.yaml").open("a") as stream:
+        stream.write(
+            "    again:\n"
+            "      corpus: python-tiny-test\n"
+            "      runs: [original]\n"
+            "      protocol: { kind: same_tokens, contexts: { 1x: 64 }, scored_tokens: 16,"
+            " documents: 4 }\n"
+        )
+
+
+def edit_corpus_file(project: Project) -> None:
+    path = project.folder / "notes" / "train.jsonl"
+    path.write_text(path.read_text() + json.dumps({"text": "one more note " * 60}) + "\n")
+
+
+TABLE: list[tuple[str, Edit, set[str], str]] = [
+    (
+        "what an evaluation scores",
+        lambda p: p.edit(PAPER, "scored_tokens: 32", "scored_tokens: 16"),
+        {"evaluate", "judge", "report"},
+        "spec.protocol.scored_tokens=16",
+    ),
+    (
+        "the learning rate of one run",
+        lambda p: p.edit("overlay.yaml", "runs:\n    extend:\n", "runs:\n    extend:\n"
+            "      overrides: { own: { when: { method: direct }, set: { optimizer.lr: 0.02 } } }\n"),
+        EVERYTHING_TRAINED,
+        "spec.run.optimizer.lr=0.02",
+    ),
+    ("two values swapped", swap_two_values, EVERYTHING_TRAINED, "spec.run.optimizer.weight_decay=0.004"),
+    ("keys reordered", reorder_keys, set(), "Nothing to be done"),
+    (
+        "a comment and a docstring in a module",
+        lambda p: p.edit("src/ropewalk/data/packing.py", '"""', '# more words\n"""More. '),
+        set(),
+        "Nothing to be done",
+    ),
+    (
+        "a new field in the claims' types",
+        lambda p: p.edit("src/ropewalk/report/spec.py", "    note: str | None = None\n",
+            "    note: str | None = None\n    weight: float = 1.0\n"),
+        {"judge", "report"},
+        "ropewalk/report/spec.py@",
+    ),
+    (
+        "code of the packing",
+        lambda p: p.edit("src/ropewalk/data/packing.py", "import numpy as np\n",
+            "import numpy as np\n\nNEW = 1\n"),
+        {"pack", *EVERYTHING_TRAINED},
+        "ropewalk/data/packing.py@",
+    ),
+    (
+        "code of the model",
+        lambda p: p.edit("src/ropewalk/model/rope.py", "import numpy as np\n",
+            "import numpy as np\n\nNEW = 1\n"),
+        EVERYTHING_TRAINED,
+        "ropewalk/model/rope.py@",
+    ),
+    (
+        "code of the evaluation",
+        lambda p: p.edit("src/ropewalk/evaluate/scorer.py", "import numpy as np\n",
+            "import numpy as np\n\nNEW = 1\n"),
+        {"evaluate", "judge", "report"},
+        "ropewalk/evaluate/scorer.py@",
+    ),
+    (
+        "code of the pages",
+        lambda p: p.edit("src/ropewalk/report/page.py", "import jinja2\n",
+            "import jinja2\n\nNEW = 1\n"),
+        {"report"},
+        "ropewalk/report/page.py@",
+    ),
+    ("one more evaluation", one_more_evaluation, {"evaluate", "judge", "report"}, "again"),
+    (
+        "the vocabulary of the tokenizer",
+        lambda p: p.edit("papers/shared.yaml", "vocabulary_size: 512,", "vocabulary_size: 500,"),
+        {"tokenizer", "tokenize", "pack", *EVERYTHING_TRAINED},
+        "spec.tokenizer.vocabulary_size=500",
+    ),
+    (
+        "a file of the corpus",
+        edit_corpus_file,
+        {"inventory", "tokenizer", "tokenize", "pack", *EVERYTHING_TRAINED},
+        "files=",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("edit", "expected", "culprit"), [row[1:] for row in TABLE],
+                         ids=[row[0] for row in TABLE])  # fmt: skip
+def test_edit_reruns_exactly(
+    project: Project, edit: Edit, expected: set[str], culprit: str
+) -> None:
+    edit(project)
+    jobs, text = project.planned()
+    assert rules(jobs) == expected
+    assert culprit in text
+
+
+def test_one_run_leaves_the_others_alone(project: Project) -> None:
+    """A setting of one arm must not touch the base or the other arms."""
+    project.edit("overlay.yaml", "runs:\n    extend:\n", "runs:\n    extend:\n"
+        "      overrides: { own: { when: { method: direct }, set: { seed: 7 } } }\n")  # fmt: skip
+    jobs, _ = project.planned()
+    touched = {wildcards for rule, wildcards in jobs if rule in ("train", "evaluate")}
+    assert touched
+    assert all("direct" in wildcards for wildcards in touched)
+
+
+def test_only_one_evaluation_is_added(project: Project) -> None:
+    one_more_evaluation(project)
+    jobs, _ = project.planned()
+    assert [w for r, w in jobs if r == "evaluate"] == [
+        "study=position_interpolation, evaluation=again, run_study=shared, run=base"
+    ]
+
+
+def test_accepted_digest_reruns_nothing(project: Project) -> None:
+    """A harmless change can be accepted, and only that change."""
+    module = "src/ropewalk/data/packing.py"
+    project.edit(module, "import numpy as np\n", "import numpy as np\n\nNEW = 1\n")
+    _, text = project.planned()
+    found = re.findall(r"ropewalk/data/packing\.py@(\w+)", text)
+    before, after = found[0], next(d for d in found if d != found[0])
+    (project.folder / "accepted.yaml").write_text(
+        f"- {{ file: ropewalk/data/packing.py, from: '{before}', to: '{after}', reason: unused }}\n"
+    )
+    assert project.planned()[0] == set()
+    project.edit(module, "NEW = 1", "NEW = 2")
+    assert "pack" in rules(project.planned()[0])
+
+
+def test_deleted_intermediate_is_made_again(project: Project) -> None:
+    """Snakemake alone does not miss an intermediate whose successors still stand."""
+    folder = "results/data/windows/base-tiny/64"
+    before = project.manifest(folder)
+    (project.folder / folder / "manifest.json").unlink()
+    jobs, _ = project.planned()
+    assert "pack" in rules(jobs)
+    assert "tokenize" not in rules(jobs)
+    done = project.snakemake()
+    assert project.manifest(folder) == before
+    text = done.stdout + done.stderr
+    assert "train: unchanged inputs, spec and code" in text  # nothing was trained again
+    assert project.planned()[0] == set()
+
+
+def test_tampered_intermediate_is_made_again(project: Project) -> None:
+    """One changed byte in a shard is found before anything reads it, and repaired."""
+    folder = "results/data/tokens/python-tiny-train/bpe-512"
+    before = project.manifest(folder)
+    shard = project.folder / folder / before["files"][0]["path"]  # type: ignore[index]
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    jobs, text = project.planned()
+    assert ("tokenize", "corpus=python-tiny-train, tokenizer=bpe-512") in jobs
+    assert "tokenizer" not in rules(jobs)
+    assert "rebuilds=1" in text
+    why = project.run("ropewalk", "why", folder).stdout
+    assert shard.name in why
+    assert "sha256" in why
+    project.snakemake()
+    assert project.manifest(folder) == before
+    assert project.planned()[0] == set()
+
+
+def test_why_agrees_with_the_plan(project: Project) -> None:
+    assert set(
+        line.rpartition(": ")[2]
+        for line in project.run("ropewalk", "why", "all").stdout.splitlines()
+    ) == {"up to date"}
+    project.edit(PAPER, "scored_tokens: 32", "scored_tokens: 16")
+    lines = project.run("ropewalk", "why", "all").stdout.splitlines()
+    stale = {line.partition(":")[0] for line in lines if not line.endswith("up to date")}
+    assert stale
+    assert all(re.search(r"evaluations/.*/pg19/|judged|report", path) for path in stale)
+    assert any("spec.protocol.scored_tokens=16" in line for line in lines)
