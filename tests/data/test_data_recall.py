@@ -63,7 +63,7 @@ def test_documents_are_addressed_by_index_and_seed() -> None:
 
 def test_filler_is_cut_from_the_corpus_in_the_given_share() -> None:
     """Guards against filler that is noise, or a share that counts something else."""
-    spec = corpus(length_tokens=60_000, filler_share=0.3, filler_mean_tokens=24)
+    spec = corpus(length_tokens=60_000, filler_share=0.3, filler_longest_tokens=200)
     filler = np.arange(2, 3000) % 400 + 100_000  # consecutive, and unlike any pair
     ids = document(spec, 0, filler, VOCABULARY)
     is_filler = ids >= 100_000
@@ -71,8 +71,10 @@ def test_filler_is_cut_from_the_corpus_in_the_given_share() -> None:
     inside = is_filler[1:] & is_filler[:-1]
     steps = np.diff(ids)[inside]
     assert np.mean((steps == 1) | (steps == -399)) > 0.95  # pieces are runs of the corpus
-    # share of tokens: 0.3 x 24 / (0.3 x 24 + 0.7 x 3)
-    assert np.mean(is_filler) == pytest.approx(7.2 / 9.3, abs=0.03)
+    # mean of the whole part of exp(uniform(0, ln 201)): sum over n of n ln((n + 1) / n) / ln 201
+    n = np.arange(1, 201)
+    mean = float((n * np.log((n + 1) / n)).sum() / np.log(201))
+    assert np.mean(is_filler) == pytest.approx(0.3 * mean / (0.3 * mean + 0.7 * 3), abs=0.03)
     assert (ids[~is_filler] == MARKER).sum() * 3 == pytest.approx((~is_filler).sum(), abs=3)
     assert starts.sum() > 100
 
@@ -150,7 +152,7 @@ def test_trials_differ_and_the_asked_pair_moves() -> None:
         ({"pairs": (2, 17)}, "pairs"),
         ({"pairs": (0, 2)}, "pairs"),
         ({"filler_share": 1.0}, "filler_share"),
-        ({"filler_mean_tokens": 0}, "filler_mean_tokens"),
+        ({"filler_longest_tokens": 0}, "filler_longest_tokens"),
         ({"keys": 400}, "keys"),
     ],
 )

@@ -91,6 +91,18 @@ def test_keys_have_their_digits_and_are_drawn_per_distance_and_trial(
     ]
 
 
+def test_a_trial_does_not_depend_on_those_built_before(tokenizer: Tokenizer) -> None:
+    """Guards: prompts that differ when an evaluation is resumed or has more trials."""
+    maker = prompts(tokenizer)
+    forwards = [maker.trial(400, 200, number) for number in range(6)]
+    for number in (5, 2, 0):
+        alone = prompts(tokenizer).trial(400, 200, number)
+        expected = forwards[number]
+        assert alone is not None
+        assert expected is not None
+        assert alone.ids.tolist() == expected.ids.tolist()
+
+
 def test_a_context_without_room_is_an_error(tokenizer: Tokenizer) -> None:
     """Guards: a probe of nothing that reports an accuracy."""
     with pytest.raises(StageError, match=r"protocol\.context_tokens 64 is too short"):

@@ -16,8 +16,10 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from ropewalk.base.manifest import MANIFEST, Manifest, write_manifest
 from ropewalk.base.stage import Job, StageError, run_stage
 from ropewalk.data import recall
+from ropewalk.data.encoding import load
 from ropewalk.data.shards import ShardWriter, Tokens
 from ropewalk.evaluate.intervals import mean_nll
+from ropewalk.evaluate.plan import plan
 from ropewalk.evaluate.reach import k_max
 from ropewalk.evaluate.spec import (
     EvaluateJob,
@@ -235,6 +237,24 @@ def test_passkey_through_the_stage(artifacts: Artifacts, tmp_path: Path) -> None
     assert len(all_hit) == sum(snapshot["trials"])
     for distance, successes in zip(snapshot["distances"], snapshot["successes"], strict=True):
         assert sum(bool(all_hit[f"{distance}/{n}"]) for n in range(3)) == successes
+
+
+@pytest.mark.parametrize(
+    "protocol",
+    [
+        Passkey(context_tokens=420, distances=6, trials=3),
+        RecallProbe(context_tokens=64, distances=8, trials=5, keys=8, pairs=3),
+    ],
+)
+def test_prompts_open_as_documents_do(artifacts: Artifacts, protocol: Protocol) -> None:
+    """Guards: retrieval measured without the BOS every training document began with."""
+    words = load(artifacts["tokenizer"])
+    planned = plan(spec_of(protocol), Tokens(artifacts["tokens"]), words)
+    assert len(planned.documents) > 5
+    for index in range(len(planned.documents)):
+        ids = planned.document(index)
+        assert len(ids) == protocol.context_tokens  # type: ignore[union-attr]
+        assert np.flatnonzero(ids == words.bos).tolist() == [0]
 
 
 def test_recall_probe_equals_a_plain_loop(artifacts: Artifacts, tmp_path: Path) -> None:

@@ -131,17 +131,13 @@ def test_without_any_input_nothing_is_contradicted():
     """Guards against 'not run' shown as 'wrong', for a whole study."""
     empty = judge.Material(
         evaluations={},
-        results=report_sample_results(),
+        results=judge.Results(study="pi", by_name={}),
         checks={},
         check_results={},
         runs={},
     )
     found = judge.judge(judge_job(), empty)["claims"]
     assert {c["outcome"] for c in found.values()} == {"not tested at this scale", "blocked"}
-
-
-def report_sample_results():
-    return judge.Results(study="pi", by_name={})
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from ropewalk.data import pack
 from ropewalk.data.shards import ShardWriter
 from ropewalk.data.spec import PackJob, Share, Windows
 from ropewalk.model.spec import Architecture
-from ropewalk.train import stage
+from ropewalk.train import metrics, stage
 from ropewalk.train.spec import (
     Batch,
     Hardware,
@@ -129,14 +129,14 @@ def start(run: Run, made: dict[str, Path], folder: Path, **more: Path) -> Manife
 def losses(folder: Path) -> list[float]:
     """Return the loss of every step of the only run in `folder`."""
     (work,) = folder.glob("work-*")
-    lines = (work / "metrics.jsonl").read_text().splitlines()
-    return [decode_line["loss"] for decode_line in map(_json, lines)]
+    return [entry["loss"] for entry in metrics.read(work / "metrics.jsonl")]
 
 
-def _json(line: str) -> Any:
-    import json
-
-    return json.loads(line)
+def exported(folder: Path) -> dict[str, bytes]:
+    """Return the bytes of every exported file, by path."""
+    names = ["final", *(path.name for path in folder.glob("step-*"))]
+    files = (file for name in names for file in (folder / name).iterdir())
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
 def process(

@@ -1,4 +1,4 @@
-"""This edit -> exactly these jobs, and the dry-run names the culprit.
+"""An edit -> exactly these jobs, and the dry-run names the culprit.
 
 Each row guards a silent failure: a stale number that looks fresh, or a month of training redone
 for a comment.
@@ -72,11 +72,16 @@ TABLE: list[tuple[str, Edit, set[str], str]] = [
     (
         "the learning rate of one run",
         lambda p: p.edit("overlay.yaml", "runs:\n    extend:\n", "runs:\n    extend:\n"
-            "      overrides: { own: { when: { method: direct }, set: { optimizer.lr: 0.02 } } }\n"),
+            "      overrides: { own: { when: { method: direct }, set: { optimizer.lr: 0.5 } } }\n"),
         EVERYTHING_TRAINED,
-        "spec.run.optimizer.lr=0.02",
+        "spec.run.optimizer.lr=0.5",
     ),
-    ("two values swapped", swap_two_values, EVERYTHING_TRAINED, "spec.run.optimizer.weight_decay=0.004"),
+    (
+        "two values swapped",
+        swap_two_values,
+        EVERYTHING_TRAINED,
+        "spec.run.optimizer.weight_decay=0.004",
+    ),
     ("keys reordered", reorder_keys, set(), "Nothing to be done"),
     (
         "a comment and a docstring in a module",
@@ -215,10 +220,8 @@ def test_tampered_intermediate_is_made_again(project: Project) -> None:
 
 
 def test_why_agrees_with_the_plan(project: Project) -> None:
-    assert set(
-        line.rpartition(": ")[2]
-        for line in project.run("ropewalk", "why", "all").stdout.splitlines()
-    ) == {"up to date"}
+    lines = project.run("ropewalk", "why", "all").stdout.splitlines()
+    assert {line.rpartition(": ")[2] for line in lines} == {"up to date"}
     project.edit(PAPER, "scored_tokens: 32", "scored_tokens: 16")
     lines = project.run("ropewalk", "why", "all").stdout.splitlines()
     stale = {line.partition(":")[0] for line in lines if not line.endswith("up to date")}

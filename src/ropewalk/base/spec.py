@@ -150,7 +150,7 @@ def _decode_union(
         return _decode(options[0], data, path, problems)
     classes = [option for option in options if dataclasses.is_dataclass(option)]
     if isinstance(data, Mapping) and len(classes) > 1:
-        by_kind = {_hints(c)["kind"].__args__[0]: c for c in classes}
+        by_kind = {_hints(typing.cast(type, c))["kind"].__args__[0]: c for c in classes}
         if not isinstance(data.get("kind"), str) or data["kind"] not in by_kind:
             if "kind" not in data:
                 return _refuse(problems, path, f"'kind' is missing; {suggestion('', by_kind)}")

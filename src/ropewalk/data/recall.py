@@ -65,9 +65,10 @@ def document(
 ) -> np.ndarray:
     """Return recall document `index`: int64 [spec.length_tokens], a pure function of its arguments.
 
-    The stream is a sequence of elements: with probability `filler_share` a piece of filler
-    (geometric length), otherwise one of the document's pairs, drawn evenly. It is cut at
-    `length_tokens`, in the middle of an element if need be.
+    The stream is a sequence of elements: with probability `filler_share` a piece of filler,
+    otherwise one of the document's pairs, drawn evenly. It is cut at `length_tokens`, in the middle
+    of an element if need be. Lengths of filler are log-uniform, so that keys are asked for again at
+    every distance, mostly short ones: without these, small models never start to retrieve.
 
     Raises:
         SpecError: if the pairs or the alphabet do not fit.
@@ -75,10 +76,10 @@ def document(
     least, most = spec.pairs
     if not 1 <= least <= most <= spec.keys:
         raise SpecError(f"pairs: {spec.pairs} must be a range within 1 and keys = {spec.keys}")
-    if not 0 <= spec.filler_share < 1 or spec.filler_mean_tokens < 1:
+    if not 0 <= spec.filler_share < 1 or spec.filler_longest_tokens < 1:
         raise SpecError(
-            f"filler_share {spec.filler_share} must lie in [0, 1) and filler_mean_tokens "
-            f"{spec.filler_mean_tokens} be at least 1"
+            f"filler_share {spec.filler_share} must lie in [0, 1) and filler_longest_tokens "
+            f"{spec.filler_longest_tokens} be at least 1"
         )
     keys, values = alphabet(vocabulary_size, spec.keys)
     rng = generator(spec.seed, "recall", index)
@@ -94,7 +95,8 @@ def document(
     # Every element has a token at least, so `length` of them are always enough.
     length = spec.length_tokens
     is_filler = rng.random(length) < spec.filler_share
-    sizes = np.where(is_filler, rng.geometric(1 / spec.filler_mean_tokens, length), PAIR_TOKENS)
+    lengths = np.exp(rng.uniform(0, np.log(spec.filler_longest_tokens + 1), length))
+    sizes = np.where(is_filler, lengths.astype(np.int64), PAIR_TOKENS)
     which = rng.integers(pairs, size=length)
     begins = rng.integers(len(filler), size=length)
     # token -> its element and its place inside the element

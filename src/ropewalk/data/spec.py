@@ -63,8 +63,8 @@ class RecallCorpus:
     length_tokens: int  # of every document
     keys: int = 64  # distinct key tokens, and as many value tokens
     pairs: tuple[int, int] = (2, 12)  # distinct keys in one document, inclusive range
-    filler_share: float = 0.3  # chance that the next element is filler and not a pair
-    filler_mean_tokens: int = 24  # mean length of a filler piece (geometric)
+    filler_share: float = 0.12  # chance that the next element is filler and not a pair
+    filler_longest_tokens: int = 192  # lengths of filler pieces are log-uniform from 1 to this
     seed: int = 0
 
 

@@ -12,10 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from ropewalk.base.files import replacing, write_json
 from ropewalk.base.stage import Job, StageError
 from ropewalk.data.documents import Document, read_documents
-from ropewalk.data.encoding import TOKENIZER, LoadedTokenizer, load
+from ropewalk.data.encoding import TOKENIZER
 from ropewalk.data.spec import ImportedTokenizer, TokenizerJob, TrainedTokenizer
-
-__all__ = ["LoadedTokenizer", "load", "train", "work"]
 
 BOS, EOS = "<s>", "</s>"  # ids 0 and 1 of every tokenizer trained here
 CONFIG = "tokenizer_config.json"

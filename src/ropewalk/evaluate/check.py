@@ -149,7 +149,8 @@ class RandomFit:
 
         Each number is the least favourable one for the paper's statement: `in_range_max` and
         `interpolated_max` are the largest |a(s)| over all seeds, `out_of_range_max` is the smallest
-        over the seeds of the largest |a(s)|, `ratio` the smallest of out-of-range over in-range.
+        over the seeds of the largest |a(s)|, `ratio` the smallest of out-of-range over in-range,
+        `interpolated_ratio` the largest of interpolated over in-range.
         With ridge the statement is that the curve stays comparable, so there it is the largest.
         Without ridge the size of `out_of_range_max` depends on rounding: only its direction holds.
         """
@@ -186,6 +187,9 @@ class RandomFit:
                 f"{fit}interpolated_max": max(peaks[fit, "interpolated"]),
                 f"{fit}out_of_range_max": worst_outside(peaks[fit, "out_of_range"]),
                 f"{fit}ratio": float(worst_outside(ratios)),
+                f"{fit}interpolated_ratio": float(
+                    np.divide(peaks[fit, "interpolated"], peaks[fit, "in_range"]).max()
+                ),
             }
         return Findings(numbers=numbers, series=series)
 

@@ -71,7 +71,8 @@ class Prompts:
         self._digits = digits
         self._seed = seed
         self._filler_ends = np.zeros(1, dtype=np.int64)  # characters of the first n tokens
-        self._cuts: dict[tuple[int, int], tuple[int, int]] = {}  # (context, distance) -> characters
+        # (context, distance) -> cuts of the first trial
+        self._cuts: dict[tuple[int, int], tuple[int, int] | None] = {}
 
     def key(self, distance: int, trial: int) -> str:
         """Return the key of one trial."""
@@ -86,14 +87,15 @@ class Prompts:
         the tokens of the prompt change when the answer follows.
         """
         key = self.key(distance, number)
-        # Keys seldom differ in their number of tokens, so the last trial's cuts mostly fit.
-        known = self._cuts.get((context_tokens, distance))
-        trial = self._exact(key, known, context_tokens, distance) if known else None
-        if trial is None:
+        if (context_tokens, distance) not in self._cuts:
+            first = self._search(self.key(distance, 0), context_tokens, distance)
+            self._cuts[context_tokens, distance] = first
+        # Keys seldom differ in their number of tokens: the cuts of the first trial mostly fit all.
+        cuts = self._cuts[context_tokens, distance]
+        trial = self._exact(key, cuts, context_tokens, distance) if cuts else None
+        if trial is None and number > 0:
             cuts = self._search(key, context_tokens, distance)
             trial = self._exact(key, cuts, context_tokens, distance) if cuts else None
-            if cuts and trial:
-                self._cuts[context_tokens, distance] = cuts
         return trial
 
     def _search(self, key: str, context_tokens: int, distance: int) -> tuple[int, int] | None:

@@ -57,9 +57,6 @@ def score(
         StageError: for a loss that is not finite, naming the run, the document and the position.
     """
     offsets = np.concatenate([[0], np.cumsum(spans.scored)])
-    repeats = spans.scored
-    first = np.repeat(spans.scored_start - offsets[:-1], repeats)
-    position = (first + np.arange(offsets[-1])).astype(np.int32)
     nll = np.empty(offsets[-1], dtype=np.float32)
     hit = np.empty(offsets[-1], dtype=bool)
     head = scorer.head.float()
@@ -75,17 +72,11 @@ def score(
         )
         losses, hits = _score_batch(scorer, head, ids, batch)
         _refuse_non_finite(losses, batch, scorer.name, names)
-        for row, piece_nll, piece_hit in zip(
-            rows,
-            np.split(losses, np.cumsum(batch.scored)[:-1]),
-            np.split(hits, np.cumsum(batch.scored)[:-1]),
-            strict=True,
-        ):
-            nll[offsets[row] : offsets[row + 1]] = piece_nll
-            hit[offsets[row] : offsets[row + 1]] = piece_hit
+        places = _ranges(offsets[rows], offsets[rows + 1])
+        nll[places], hit[places] = losses, hits
     return Scores(
-        document=np.repeat(spans.document, repeats).astype(np.int32),
-        position=position,
+        document=np.repeat(spans.document, spans.scored).astype(np.int32),
+        position=_ranges(spans.scored_start, spans.scored_end).astype(np.int32),
         nll=nll,
         hit=hit,
     )
@@ -99,6 +90,13 @@ def _batches(lengths: np.ndarray, sequences: int) -> Iterator[np.ndarray]:
             yield rows[begin : begin + sequences]
 
 
+def _ranges(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Return the whole numbers of [starts[0], ends[0]), then of [starts[1], ends[1]), ..."""
+    sizes = ends - starts
+    before = np.cumsum(sizes) - sizes
+    return np.repeat(starts - before, sizes) + np.arange(sizes.sum())
+
+
 def _score_batch(
     scorer: Scorer, head: torch.Tensor, ids: np.ndarray, batch: Spans
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -107,14 +105,7 @@ def _score_batch(
     length = tokens.shape[1]
     states = scorer.hidden(tokens)
     row = np.repeat(np.arange(len(batch)), batch.scored)
-    column = np.concatenate(
-        [
-            np.arange(first, last)
-            for first, last in zip(
-                batch.scored_start - batch.start, batch.scored_end - batch.start, strict=True
-            )
-        ]
-    )
+    column = _ranges(batch.scored_start - batch.start, batch.scored_end - batch.start)
     flat = torch.from_numpy(row * length + column).to(head.device)
     targets = tokens.reshape(-1)[flat]
     # The state at a position predicts the next token.

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
@@ -25,6 +25,13 @@ RECOMPUTED = (
     ".attention.bias",
     ".attention.masked_bias",
 )
+# transformers renamed GPT-NeoX's output matrix in its models, not in checkpoint files.
+_HEAD, _NEOX_HEAD = "lm_head.weight", "embed_out.weight"
+
+
+def stored_name(family: str, name: str) -> str:
+    """Return what a parameter is called in the files of its family."""
+    return _NEOX_HEAD if family == "gpt_neox" and name == _HEAD else name
 
 
 class Source(Protocol):
@@ -65,7 +72,7 @@ class Scratch:
 class Files:
     """The safetensors files of a folder; the file of a tensor is opened when it is read."""
 
-    files: Mapping[str, Path]  # tensor -> file
+    files: Mapping[str, Path]  # tensor, as the model calls it -> file
     folder: Path
 
     def check(self, shapes: Mapping[str, torch.Size]) -> None:
@@ -80,7 +87,7 @@ class Files:
             name for name in set(self.files) - set(shapes) if not name.endswith(RECOMPUTED)
         )
         # A tied output matrix is written by some exporters although it is the embedding.
-        unexpected = [name for name in unexpected if name != "lm_head.weight"]
+        unexpected = [name for name in unexpected if name != _HEAD]
         if missing or unexpected:
             what = f"lacks {missing[0]}" if missing else f"has the unexpected {unexpected[0]}"
             raise StageError(
@@ -93,7 +100,7 @@ class Files:
                 for path in {self.files[name] for name in shapes}
             }
             for name, shape in shapes.items():
-                found = opened[self.files[name]].get_slice(name).get_shape()
+                found = _slice(opened[self.files[name]], name).get_shape()
                 if list(found) != list(shape):
                     raise StageError(
                         f"{self.folder}: {name} has shape {list(found)}, the run's architecture "
@@ -103,10 +110,16 @@ class Files:
     def rows(self, name: str, shape: torch.Size, start: int, stop: int) -> torch.Tensor:
         """Return rows of a tensor in the type of the file, reading only these rows."""
         with safe_open(self.files[name], framework="pt") as opened:
-            rows: torch.Tensor = opened.get_slice(name)[start:stop]
+            rows: torch.Tensor = _slice(opened, name)[start:stop]
         if len(rows) != stop - start or rows.shape[1:] != shape[1:]:
             raise StageError(f"{self.folder}: {name} has rows {tuple(rows.shape)}, not {shape}")
         return rows
+
+    def dtype(self) -> str:
+        """Return the type of the first tensor, as safetensors spells it: `F32`, `BF16`, `F16`."""
+        name, path = min(self.files.items())
+        with safe_open(path, framework="pt") as opened:
+            return str(_slice(opened, name).get_dtype())
 
 
 def files(folder: Path) -> Files:
@@ -123,14 +136,23 @@ def files(folder: Path) -> Files:
         absent = sorted({path for path in mapping.values() if not path.is_file()})
         if absent:
             raise StageError(f"{index} names {absent[0].name}, which does not exist in {folder}")
-        return Files(files=mapping, folder=folder)
+        return Files(files=_renamed(mapping), folder=folder)
     if single.is_file():
         with safe_open(single, framework="pt") as opened:
-            return Files(files=dict.fromkeys(opened.keys(), single), folder=folder)
+            return Files(files=_renamed(dict.fromkeys(opened.keys(), single)), folder=folder)
     raise StageError(
         f"{folder} has neither {SINGLE} nor {INDEX}: only safetensors checkpoints are read; "
         "convert others with transformers' save_pretrained"
     )
+
+
+def _renamed(mapping: Mapping[str, Path]) -> dict[str, Path]:
+    return {_HEAD if name == _NEOX_HEAD else name: path for name, path in mapping.items()}
+
+
+def _slice(opened: Any, name: str) -> Any:
+    stored = _NEOX_HEAD if name == _HEAD and _NEOX_HEAD in opened.keys() else name  # noqa: SIM118
+    return opened.get_slice(stored)
 
 
 def listed(folder: Path) -> Iterable[Path]:

@@ -31,8 +31,8 @@ def figures(judged: Json) -> list[Drawn]:
     look = Look(study=study, styles={run: index for index, run in enumerate(runs)})
     drawn = [
         _by_context(data["perplexity_by_context"], data["paper_by_context"], judged, look),
-        _by_step(data["by_step"], "perplexity", look),
-        _by_step(data["by_step"], "reach", look),
+        _by_step(data["by_step"], "perplexity", judged, look),
+        _by_step(data["by_step"], "reach", judged, look),
         *(_theory(check) for check in data["theory"] if check["series"]),
         _training(data["training"], look),
     ]
@@ -79,7 +79,7 @@ def _by_context(
         "differences that decide claims are paired, and sharper). Beside it the rows of the paper "
         "that have a counterpart here, redrawn from its tables; a hollow triangle at the upper "
         "edge is a value printed only as a bound. Models, texts and tokenizers differ: compare the "
-        "shapes, not the heights."
+        "shapes, not the heights. " + _conventions(ours, judged, look)
     )
     return _drawn("perplexity-context", "Perplexity against context", caption, panels)
 
@@ -120,7 +120,7 @@ def _paper_panel(name: str, table: Json, rows: Sequence[Json]) -> Panel:
     )
 
 
-def _by_step(series: Sequence[Json], value: str, look: Look) -> Drawn | None:
+def _by_step(series: Sequence[Json], value: str, judged: Json, look: Look) -> Drawn | None:
     panels = []
     chosen = [s for s in series if s["value"] == value]
     for number, (evaluation, group) in enumerate(_grouped(chosen, "evaluation")):
@@ -141,13 +141,23 @@ def _by_step(series: Sequence[Json], value: str, look: Look) -> Drawn | None:
         return None
     where = listed([f"{c:,}" for c in sorted({s["context_tokens"] for s in chosen})])
     if value == "perplexity":
-        caption = f"Perplexity at a context of {where} tokens while fine-tuning, 95 % intervals."
+        caption = (
+            f"Perplexity at a context of {where} tokens while fine-tuning, 95 % intervals. "
+            + _conventions(chosen, judged, look)
+        )
         return _drawn("perplexity-steps", "Perplexity against fine-tuning steps", caption, panels)
     caption = (
         "Reach of retrieval: the largest distance up to which every tested distance succeeds often "
-        f"enough, 95 % intervals. The dashed line is the context of {where} tokens."
+        f"enough, 95 % intervals. The dashed line is the context of {where} tokens. "
+        + _conventions(chosen, judged, look)
     )
     return _drawn("reach-steps", "Retrieval reach against fine-tuning steps", caption, panels)
+
+
+def _conventions(series: Sequence[Json], judged: Json, look: Look) -> str:
+    """Return how the evaluations of a figure measure: no number without its convention."""
+    names = sorted({s["evaluation"] for s in series})
+    return " ".join(f"{look.label(name)}: {judged['protocols'][name]}" for name in names)
 
 
 def _training(series: Sequence[Json], look: Look) -> Drawn | None:

@@ -176,7 +176,6 @@ def _environment() -> Environment:
         "setting": setting,
         "figure": wording.figure,
         "with_unit": wording.with_unit,
-        "listed": lambda items: wording.listed(list(items)),
     }
     environment.globals |= {
         "symbols": SYMBOLS,

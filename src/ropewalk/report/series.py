@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ropewalk.report.compare import Arms, Sampling, estimated
-from ropewalk.report.quantities import Measured, Missing, Results, extract, run_name
+from ropewalk.report.quantities import Measured, Missing, Results, extract
 from ropewalk.report.spec import Quantity, Table
 
 Json = dict[str, Any]
@@ -159,11 +159,6 @@ def multiple(label: str) -> float | None:
     """Return the number in a context label such as `4x`, or None for another kind of label."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)x", label)
     return float(found[1]) if found else None
-
-
-def counterpart_runs(cells: Mapping[str, Quantity]) -> set[str]:
-    """Return the runs a table's cells rest on."""
-    return {run_name(quantity) for quantity in cells.values()}
 
 
 def _contexts(result: Mapping[str, Any]) -> list[tuple[str, int]]:

@@ -97,6 +97,8 @@ class Claim:
     location: str  # table, figure or section of the paper
     printed: str  # the paper's number or wording it rests on
     rule: Rule | None = None
+    requires: tuple[Threshold, ...] = ()
+    # what must hold for the rule to say anything, e.g. that the model retrieves at all
     outcome: Literal["blocked", "protocol underspecified", "not tested at this scale"] | None = None
     # without a rule: why nothing can be measured
     note: str | None = None

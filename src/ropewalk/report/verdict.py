@@ -79,6 +79,11 @@ def judge_claim(claim: Claim, evidence: Evidence) -> Verdict:
         comparisons = _comparisons(claim.rule, measured, evidence.sampling)
     except ValueError as error:
         return Verdict(outcome="error", reason=f"Not comparable: {error}.", measured=measured)
+    unmet = _unmet(claim, evidence)
+    if unmet:
+        return Verdict(
+            outcome="inconclusive", reason=unmet, measured=measured, comparisons=comparisons
+        )
     if isinstance(claim.rule, Value) and evidence.scale != PAPER_SCALE:
         return Verdict(
             outcome="not tested at this scale",
@@ -92,6 +97,15 @@ def judge_claim(claim: Claim, evidence: Evidence) -> Verdict:
         measured=measured,
         comparisons=comparisons,
     )
+
+
+def _unmet(claim: Claim, evidence: Evidence) -> str | None:
+    """Return why the rule would say nothing: a condition that is not shown to hold."""
+    for condition in claim.requires:
+        verdict = judge_claim(dataclasses.replace(claim, rule=condition, requires=()), evidence)
+        if verdict.outcome != "reproduced":
+            return f"Nothing follows: a condition of this claim does not hold. {verdict.reason}"
+    return None
 
 
 def quantities(rule: Rule) -> tuple[Quantity, ...]:

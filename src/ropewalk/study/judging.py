@@ -61,9 +61,16 @@ def counterpart(study: Study, selection: str | Mapping[str, str]) -> str | None:
 
 
 def judge_job(
-    study: Study, scale: str, measured: Mapping[str, list[str]], problems: Problems
+    study: Study,
+    scale: str,
+    measured: Mapping[str, list[str]],
+    provenance: Mapping[str, Mapping[str, str]],
+    problems: Problems,
 ) -> JudgeJob:
-    """Return the job of stage `judge`; unknown evaluations, checks and claims are problems."""
+    """Return the job of stage `judge`; unknown evaluations, checks and claims are problems.
+
+    `measured` lists the runs of every evaluation, `provenance` the class of every setting of them.
+    """
     file = study.file
     for claim in file.decides:
         if claim not in file.claims:
@@ -109,6 +116,7 @@ def judge_job(
         tables=file.tables,
         cells=cells,
         decides=file.decides,
+        provenance=provenance,
         inconsistencies=file.inconsistencies,
         deviations=file.deviations,
     )
@@ -157,10 +165,18 @@ def _resolve(
         rule = dataclasses.replace(rule, along=tuple(map(resolved, rule.along)))
     elif isinstance(rule, Value):
         rule = dataclasses.replace(rule, quantity=resolved(rule.quantity))
+    requires = tuple(
+        dataclasses.replace(
+            condition,
+            quantity=resolved(condition.quantity),
+            baseline=resolved(condition.baseline) if condition.baseline else None,
+        )
+        for condition in claim.requires
+    )
     if missing:
         note = f"this scale has no {missing[0]}"
         return dataclasses.replace(claim, rule=None, outcome=NOT_TESTED, note=claim.note or note)
-    return dataclasses.replace(claim, rule=rule)
+    return dataclasses.replace(claim, rule=rule, requires=requires)
 
 
 def _known_evaluation(study: Study, name: str, where: str, problems: Problems) -> None:

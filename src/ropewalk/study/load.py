@@ -34,6 +34,11 @@ SHARED = "shared"
 T = TypeVar("T")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Overrides:
+    overrides: Mapping[str, EvaluationOverride]
+
+
 @dataclasses.dataclass
 class Problems:
     """Messages collected on the way, raised together."""
@@ -76,9 +81,17 @@ def load_studies(config: Config, root: Path) -> dict[str, Study]:
     overlays = []
     for name in config.overlays:
         try:
-            overlays.append(load_yaml(root / name, layer="overlay", shown=name))
+            overlay = load_yaml(root / name, layer="overlay", shown=name)
         except SpecError as error:
             problems.take(error, {})
+            continue
+        overlays.append(overlay)
+        for key in overlay:
+            if key not in (SHARED, *known):
+                problems.add(
+                    f"{origin_of(overlay, (key,)) or name}: {key!r} is not a study; "
+                    f"{suggestion(key, (SHARED, *known))}"
+                )
     studies = {}
     for name in (SHARED, *names):
         file = papers / f"{name}.yaml"
@@ -97,6 +110,9 @@ def _resolve(
 ) -> Study:
     """Return one study at one scale; decoding problems are collected, not raised."""
     scales = body.pop("scales", {})
+    if not isinstance(scales, Mapping):
+        problems.add(f"{origin_of(scales, ())}: scales: not a map of scales")
+        scales = {}
     tree = body
     for key, overlay in _chain(scales, scale, problems):
         tree = merge(tree, _relabel(overlay, f"scale {key}"))
@@ -109,6 +125,9 @@ def _resolve(
         file = StudyFile()
         tree = {}
     layers: dict[str, str] = {}
+    for kind in ("architectures", "models"):
+        for part, value in getattr(file, kind).items():
+            _record_layers(f"{kind}.{part}", tree[kind][part], plain(value), layers)
     runs, axes = _expand(file, tree, layers, problems)
     evaluations, evaluation_overrides = _evaluations(file, tree, layers, problems)
     return Study(
@@ -126,11 +145,12 @@ def _resolve(
 
 def _chain(scales: Tree, scale: str, problems: Problems) -> list[tuple[str, Tree]]:
     """Return the overlays of a scale, lowest first: a scale may be written `like` another."""
-    for key in scales:
+    for key, overlay in scales.items():
+        where = f"{origin_of(scales, (key,))}: scales.{key}"
         if key not in SCALES:
-            problems.add(
-                f"{origin_of(scales, (key,))}: scales.{key}: unknown; {suggestion(key, SCALES)}"
-            )
+            problems.add(f"{where}: unknown; {suggestion(key, SCALES)}")
+        if not isinstance(overlay, Mapping) and overlay.value not in (None, {}):
+            problems.add(f"{where}: {unwrap(overlay)!r} is not a map")
     chain: list[tuple[str, Tree]] = []
     key = scale
     while key in scales and isinstance(scales[key], Mapping):
@@ -177,16 +197,16 @@ def _expand(
         _check_axes(family, family_tree, where, problems)
         for values in itertools.product(*family.axes.values()):
             cell = dict(zip(family.axes, values, strict=True))
+            spec = family_tree["spec"]
             if family.only and not any(matches(cell, when) for when in family.only):
                 continue
             try:
                 name = family.name.format_map(cell)
-                spec = family_tree["spec"]
                 for key, override in family.overrides.items():
                     if matches(cell, override.when):
                         settings = family_tree["overrides"][key]["set"]
-                        for dotted_key, value in settings.items():
-                            spec = assign(spec, dotted_key, value)
+                        for dotted_key in override.set:
+                            spec = assign(spec, dotted_key, settings[dotted_key])
                 spec = substitute(spec, cell)
                 run = decode(RunSettings, unwrap(spec))
             except KeyError as error:
@@ -196,7 +216,7 @@ def _expand(
                 )
                 break
             except SpecError as error:
-                problems.take(error, family_tree["spec"], f"run {_label(family, cell)}: ")
+                problems.take(error, spec, f"run {_label(family, cell)}: ")
                 continue
             if name in runs:
                 problems.add(
@@ -220,12 +240,20 @@ def _check_axes(family: Family, tree: Tree, where: str, problems: Problems) -> N
     conditions = [(f"only.{i}", when) for i, when in enumerate(family.only)]
     conditions += [(f"overrides.{k}.when", o.when) for k, o in family.overrides.items()]
     for place, when in conditions:
-        for axis in when:
+        keys = tuple(int(k) if k.isdigit() else k for k in place.split("."))
+        for axis, chosen in when.items():
             if axis not in family.axes:
                 problems.add(
-                    f"{origin_of(tree, tuple(place.split('.')))}: {where}.{place}: {axis!r} is not "
-                    f"an axis; {suggestion(axis, family.axes)}"
+                    f"{origin_of(tree, keys)}: {where}.{place}: {axis!r} is not an axis; "
+                    f"{suggestion(axis, family.axes)}"
                 )
+                continue
+            for value in (chosen,) if isinstance(chosen, str) else chosen:
+                if value not in family.axes[axis]:
+                    problems.add(
+                        f"{origin_of(tree, (*keys, axis))}: {where}.{place}: {value!r} is not a "
+                        f"value of axis {axis!r}; {suggestion(value, family.axes[axis])}"
+                    )
 
 
 def _evaluations(
@@ -234,20 +262,22 @@ def _evaluations(
     evaluations: dict[str, Evaluation] = {}
     overrides: dict[str, tuple[EvaluationOverride, ...]] = {}
     for name in file.evaluations:
-        own = dict(tree["evaluations"][name])
+        whole = tree["evaluations"][name]
+        own = dict(whole) if isinstance(whole, Mapping) else {}
         over = own.pop("overrides", {})
         where = f"evaluations.{name}: "
         try:
             evaluations[name] = decode(Evaluation, unwrap(own))
-            decoded = []
-            for key, item in over.items() if isinstance(over, Mapping) else ():
-                change = decode(EvaluationOverride, unwrap(item), ("overrides", key))
-                apply(Evaluation, evaluations[name], change.set)
-                decoded.append(change)
-            overrides[name] = tuple(decoded)
+            changes = decode(_Overrides, {"overrides": unwrap(over) or {}}).overrides
         except SpecError as error:
-            problems.take(error, own, where)
+            problems.take(error, whole, where)
             continue
+        for key, change in changes.items():
+            try:
+                apply(Evaluation, evaluations[name], change.set)
+            except SpecError as error:
+                problems.take(error, over[key]["set"], f"{where}overrides.{key}.set: ")
+        overrides[name] = tuple(changes.values())
         _record_layers(f"evaluations.{name}", own, plain(evaluations[name]), layers)
     return evaluations, overrides
 

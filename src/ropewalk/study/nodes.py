@@ -2,11 +2,13 @@
 
 import dataclasses
 import fnmatch
+import re
 from collections.abc import Mapping
 from typing import Any
 
+from ropewalk.base.canonical import leaves, plain
 from ropewalk.base.manifest import MANIFEST
-from ropewalk.base.spec import suggestion
+from ropewalk.base.spec import SpecError, suggestion
 from ropewalk.data.spec import (
     DocumentCorpus,
     InventoryJob,
@@ -20,12 +22,16 @@ from ropewalk.data.spec import (
 )
 from ropewalk.evaluate.spec import EvaluateJob, Evaluation
 from ropewalk.report.spec import JudgeJob, ReportJob
+from ropewalk.study.combinations import check_run, check_twins
 from ropewalk.study.config import Config
 from ropewalk.study.judging import judge_job
 from ropewalk.study.load import SHARED, Problems, apply
+from ropewalk.study.provenance import class_of, inherited_layers
 from ropewalk.study.registry import folder
 from ropewalk.study.schema import Model, RunSettings, Study
 from ropewalk.train.spec import PublishedWeights, Run, RunWeights, TrainJob
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +58,7 @@ class Builder:
             for kind in ("sources", "corpora", "tokenizers", "windows", "architectures", "models")
         }
         self._runs: dict[str, Run | None] = {}
+        self._resolving: list[str] = []  # from the run asked for to the one looked at
 
     def _merged(self, kind: str) -> dict[str, Any]:
         """Return the definitions of one kind of all files; one name has one definition."""
@@ -77,6 +84,11 @@ class Builder:
     def _add(
         self, stage: str, spec: Any, inputs: Mapping[str, str | None], **wildcards: str
     ) -> str:
+        for kind, value in wildcards.items():
+            if not _NAME.fullmatch(value):
+                self.problems.add(
+                    f"{kind} {value!r}: names become folders; use letters, digits, '.', '_' and '-'"
+                )
         path = f"{folder(stage, self.config.results, **wildcards)}/{MANIFEST}"
         present = {name: source for name, source in sorted(inputs.items()) if source is not None}
         self.nodes[path] = Node(
@@ -140,7 +152,11 @@ class Builder:
             return None
         inputs: dict[str, str | None] = {"tokenizer": self.tokenizer(tokenizer, where)}
         if isinstance(found, RecallCorpus):
-            inputs["filler"] = self.tokens(found.filler, tokenizer, f"corpora.{corpus}.filler")
+            place = f"corpora.{corpus}.filler"
+            if isinstance(self.definitions["corpora"].get(found.filler), RecallCorpus):
+                self.problems.add(f"{place}: {found.filler!r} is synthetic; name a corpus of text")
+                return None
+            inputs["filler"] = self.tokens(found.filler, tokenizer, place)
             job = TokenizeJob(corpus=found)
         else:
             source = self._named("sources", found.source, f"corpora.{corpus}.source")
@@ -191,9 +207,13 @@ class Builder:
             known = suggestion(name, self.run_names())
             self.problems.add(f"{where}: there is no run {name!r}; {known}")
             return None
-        settings = self.studies[study].runs[short]
-        self._runs[name] = None  # a run that starts from itself finds no beginning
-        self._runs[name] = self._fill(name, settings)
+        if name in self._resolving:
+            circle = " -> ".join([*self._resolving[self._resolving.index(name) :], name])
+            self.problems.add(f"{where}: {name!r} leads back to itself: {circle}")
+            return None
+        self._resolving.append(name)
+        self._runs[name] = self._fill(name, self.studies[study].runs[short])
+        self._resolving.pop()
         return self._runs[name]
 
     def _fill(self, name: str, settings: RunSettings) -> Run | None:
@@ -206,8 +226,6 @@ class Builder:
         if settings.start is not None:
             base = self.resolved(settings.start, f"{where}.start")
             if base is None:
-                if settings.start in self._runs:
-                    self.problems.add(f"{where}.start: {settings.start!r} leads back to itself")
                 return None
             common |= {
                 "architecture": base.architecture,
@@ -232,38 +250,8 @@ class Builder:
         except ValueError as error:
             self.problems.add(f"{where}: {error}")
             return None
-        self._check_run(where, run)
+        check_run(where, run, self.definitions, self.problems)
         return run
-
-    def _check_run(self, where: str, run: Run) -> None:
-        """Refuse combinations that could only fail later, on the cluster."""
-        tokenizer = self.definitions["tokenizers"].get(run.tokenizer)
-        if tokenizer and tokenizer.vocabulary_size > run.architecture.vocabulary_size:
-            self.problems.add(
-                f"{where}: tokenizer {run.tokenizer!r} has {tokenizer.vocabulary_size} tokens, the "
-                f"model's vocabulary_size is {run.architecture.vocabulary_size}"
-            )
-        for index, phase in enumerate(run.phases):
-            place = f"{where}.phases.{index}"
-            windows = self.definitions["windows"].get(phase.windows)
-            if windows and windows.tokenizer != run.tokenizer:
-                self.problems.add(
-                    f"{place}.windows: {phase.windows!r} are tokens of {windows.tokenizer!r}, the "
-                    f"model reads {run.tokenizer!r}"
-                )
-            sequences = run.batch.sequences if run.batch else None
-            if run.batch and run.batch.tokens:
-                sequences = run.batch.tokens // phase.length_tokens
-            if sequences and sequences % run.hardware.processes:
-                self.problems.add(
-                    f"{place}: {sequences} sequences per step are not divisible by "
-                    f"hardware.processes {run.hardware.processes}"
-                )
-        if run.hardware.processes % run.hardware.nodes:
-            self.problems.add(
-                f"{where}.hardware: processes {run.hardware.processes} are not divisible by nodes "
-                f"{run.hardware.nodes}"
-            )
 
     def train(self, name: str, where: str) -> str | None:
         """Plan a run and everything it needs."""
@@ -299,6 +287,14 @@ class Builder:
                     f"{suggestion(name, self.run_names())}"
                 )
             found += [run for run in matched if run not in found]
+        for override in study.evaluation_overrides[evaluation]:
+            for pattern in override.runs:
+                name = study.file.aliases.get(pattern, pattern)
+                if not fnmatch.filter(found, name):
+                    self.problems.add(
+                        f"{study.name}: evaluations.{evaluation}.overrides: {pattern!r} matches "
+                        f"none of its runs; {suggestion(name, found)}"
+                    )
         return found
 
     def evaluation_of(self, study: Study, name: str, run: str) -> Evaluation:
@@ -312,8 +308,12 @@ class Builder:
 
     def evaluate(self, study: Study, name: str, run: str) -> str | None:
         """Plan one evaluation of one run."""
-        evaluation = self.evaluation_of(study, name, run)
         where = f"{study.name}: evaluations.{name}"
+        try:
+            evaluation = self.evaluation_of(study, name, run)
+        except SpecError as error:  # overrides that are sound one by one, not together
+            self.problems.add(f"{where}: for {run!r}: {error}")
+            return None
         trained = self.train(run, where)
         resolved = self.resolved(run, where)
         if trained is None or resolved is None:
@@ -343,6 +343,17 @@ class Builder:
             run=short,
         )
 
+    def provenance(self, name: str) -> dict[str, str]:
+        """Return the provenance class of every setting of a run."""
+        study, _, short = name.partition("/")
+        run = self._runs.get(name)
+        if run is None:
+            return {}
+        paths = (path for path, _ in leaves(plain(run, identity=True)))
+        found = self.studies[study]
+        layers = {**found.layers, **inherited_layers(self.studies, study, short)}
+        return {p: class_of(found, f"runs.{short}.{p}", layers) for p in paths}
+
     def judge(self, study: Study) -> str:
         """Plan the verdicts of a study with everything they rest on."""
         inputs: dict[str, str | None] = {}
@@ -357,7 +368,9 @@ class Builder:
             inputs[f"check:{check}"] = self._add(
                 "check", job, {}, name=self.config.run_name, study=study.name, check=check
             )
-        spec: JudgeJob = judge_job(study, self.config.scale, measured, self.problems)
+        runs = {run for names in measured.values() for run in names}
+        provenance = {run: self.provenance(run) for run in sorted(runs)}
+        spec: JudgeJob = judge_job(study, self.config.scale, measured, provenance, self.problems)
         return self._add("judge", spec, inputs, name=self.config.run_name, study=study.name)
 
     def report(self) -> str:
@@ -367,5 +380,6 @@ class Builder:
             for study in self.studies.values()
             if study.name != SHARED
         }
+        check_twins(self._runs, self.problems)
         job = ReportJob(name=self.config.run_name, scale=self.config.scale)
         return self._add("report", job, inputs, name=self.config.run_name)

@@ -14,7 +14,7 @@ from ropewalk.study.config import Config, read_config
 from ropewalk.study.load import SHARED, load_studies
 from ropewalk.study.nodes import Builder, Node
 from ropewalk.study.registry import STAGES, folder
-from ropewalk.study.schema import Study
+from ropewalk.study.schema import Model, Study
 from ropewalk.train.spec import Run
 
 
@@ -98,12 +98,18 @@ class Plan:
         return canonical_json(plain(node.spec))
 
     def run(self, name: str) -> Run:
-        """Return a resolved run by its full name `study/run`."""
+        """Return a resolved run by its full name `study/run`; an unknown name is a KeyError."""
+        if name not in self._builder.run_names():
+            raise KeyError(f"there is no run {name!r}")
         run = self._builder.resolved(name, "run")
         self._builder.problems.check()
-        if run is None:
-            raise KeyError(f"there is no run {name!r}")
+        assert run is not None  # else there was a problem
         return run
+
+    def model(self, name: str) -> Model:
+        """Return a model by name; an unknown name is a KeyError."""
+        model: Model = self._builder.definitions["models"][name]
+        return model
 
     def evaluation(self, study: str, name: str, run: str) -> Any:
         """Return an evaluation as it applies to one run."""

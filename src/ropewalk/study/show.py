@@ -1,21 +1,13 @@
 """Resolved settings with their provenance class: what the authors said, and what is ours."""
 
-import fnmatch
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ropewalk.base.canonical import leaves, plain
 from ropewalk.base.spec import SpecError, suggestion
 from ropewalk.study.plan import Plan
+from ropewalk.study.provenance import CLASSES, class_of, inherited_layers
 from ropewalk.study.schema import Study
-
-CLASSES = {
-    "seed": "stated in the document the study started from",
-    "paper": "stated in the paper",
-    "repo": "read in the authors' repository",
-    "assumed": "not stated: our choice",
-    "scale": "set by this scale; differs from the paper",
-}
 
 
 def resolved(plan: Plan, study: str) -> dict[str, Any]:
@@ -47,29 +39,17 @@ def resolved(plan: Plan, study: str) -> dict[str, Any]:
         "unstated": list(found.file.unstated),
         "inconsistencies": list(found.file.inconsistencies),
         "deviations": list(found.file.deviations),
-        "provenance": dict(provenance(found, body)),
+        "provenance": dict(provenance(plan, found, body)),
     }
 
 
-def provenance(study: Study, body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def provenance(plan: Plan, study: Study, body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield `(key path, class)` for every leaf of the resolved runs and evaluations."""
+    layers = dict(study.layers)
+    for name in study.runs:
+        layers |= inherited_layers(plan.studies, study.name, name)
     for path, _ in leaves(body):
-        yield path, class_of(study, path)
-
-
-def class_of(study: Study, path: str) -> str:
-    """Return the provenance class of one key path; the last matching glob wins.
-
-    What a scale's layer wrote is `scale`, whatever the body's globs say of the paper's own value.
-    A path that no glob covers is an empty text, which a test refuses.
-    """
-    if study.layers.get(path, "body").startswith(("scale", "overlay")):
-        return "scale"
-    found = ""
-    for pattern, kind in study.file.provenance.items():
-        if fnmatch.fnmatchcase(path, pattern):
-            found = kind
-    return found
+        yield path, class_of(study, path, layers)
 
 
 def _data(plan: Plan, study: str) -> dict[str, Any]:

@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from transformers import AutoConfig
 
 from ropewalk.base.files import replacing_directory
@@ -54,7 +53,7 @@ def adopt(run: Run, folder: Path | None, tokenizer: Manifest, final: Path) -> in
                 rope_of(theirs),
                 theirs.max_position_embeddings,
                 tokenizer,
-                dtype=_dtype(found),
+                dtype=_DTYPES[found.dtype()],
             )
     return sum(shape.numel() for shape in shapes.values())
 
@@ -64,9 +63,3 @@ def _link(file: Path, target: Path) -> None:
         os.link(file.resolve(), target)
     except OSError:  # another file system, or one without links
         shutil.copyfile(file, target)
-
-
-def _dtype(found: Files) -> str:
-    name, path = min(found.files.items())
-    with safe_open(path, framework="pt") as opened:
-        return _DTYPES[opened.get_slice(name).get_dtype()]

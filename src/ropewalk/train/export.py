@@ -12,6 +12,7 @@ from ropewalk.base.files import replacing_directory
 from ropewalk.base.manifest import Manifest
 from ropewalk.model.config import config
 from ropewalk.model.spec import Architecture, Rope
+from ropewalk.model.weights import stored_name
 from ropewalk.train.world import World
 
 
@@ -34,7 +35,7 @@ def export(
         value = parameter.detach()
         full = value.full_tensor() if isinstance(value, DTensor) else value
         if world.first:
-            state[name] = full.cpu().contiguous()
+            state[stored_name(architecture.family, name)] = full.cpu().contiguous()
     if world.first:
         with replacing_directory(folder) as partial:
             save_torch_state_dict(state, partial, metadata={"format": "pt"})

@@ -1,0 +1,51 @@
+"""Provenance classes: what the authors said, and what is ours."""
+
+import fnmatch
+from collections.abc import Mapping
+
+from ropewalk.study.schema import Study
+
+CLASSES = {
+    "seed": "stated in the document the study started from",
+    "paper": "stated in the paper",
+    "repo": "read in the authors' repository",
+    "assumed": "not stated: our choice",
+    "scale": "set by this scale; differs from the paper",
+}
+
+
+def class_of(study: Study, path: str, layers: Mapping[str, str]) -> str:
+    """Return the provenance class of one key path; the last matching glob wins.
+
+    What a scale's layer wrote is `scale`, whatever the body's globs say of the paper's own value.
+    A path that no glob covers is an empty text, which a test refuses.
+    """
+    if layers.get(path, "body").startswith(("scale", "overlay")):
+        return "scale"
+    found = ""
+    for pattern, kind in study.file.provenance.items():
+        if fnmatch.fnmatchcase(path, pattern):
+            found = kind
+    return found
+
+
+def inherited_layers(studies: Mapping[str, Study], study: str, name: str) -> dict[str, str]:
+    """Return the layers of what a run takes over from its model or from the run it starts from."""
+    prefix, settings = f"runs.{name}", studies[study].runs[name]
+    started = studies[study].layers.get(f"{prefix}.start", "body")
+    while settings.start is not None:
+        above, _, short = settings.start.partition("/")
+        settings = studies[above].runs[short]
+    written = {path: layer for s in studies.values() for path, layer in s.layers.items()}
+    models = {key: value for s in studies.values() for key, value in s.file.models.items()}
+    model = f"models.{settings.model}"
+    architecture = f"architectures.{models[settings.model or ''].architecture}"
+    found = {f"{prefix}.tokenizer": written.get(f"{model}.tokenizer", "body")}
+    for path, layer in written.items():
+        if path.startswith(f"{architecture}."):
+            found[f"{prefix}.architecture{path.removeprefix(architecture)}"] = layer
+        elif path.startswith(f"{model}.weights."):
+            found[f"{prefix}{path.removeprefix(model)}"] = layer
+    if studies[study].runs[name].start is not None:  # its weights are those of that run
+        found |= {f"{prefix}.weights.kind": started, f"{prefix}.weights.run": started}
+    return found
