@@ -1,5 +1,6 @@
 """The loop trains what a plain loop trains, however it is cut over processes and passes."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -50,9 +51,9 @@ def test_train_equals_a_plain_loop(made: dict[str, Path], whole: Path) -> None:
         labels = torch.full((8, 32), -100)
         for row, ends in enumerate(batch.boundaries):
             padded = (*ends, 32) if ends[-1] < 32 else ends
-            for a, b in zip(padded, padded[1:], strict=False):
+            for a, b in itertools.pairwise(padded):
                 mask[row, 0, a:b, a:b] = torch.triu(mask[row, 0, a:b, a:b], diagonal=1)
-            for a, b in zip(ends, ends[1:], strict=False):
+            for a, b in itertools.pairwise(ends):
                 labels[row, a : b - 1] = ids[row, a + 1 : b]
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())

@@ -1,5 +1,6 @@
 """Interrupted and started again, a run ends in the same bits."""
 
+import contextlib
 import json
 import os
 import signal
@@ -175,7 +176,8 @@ def test_train_two_processes_killed_and_resumed(made: dict[str, Path], tmp_path:
     run = changed(LONG, hardware={"processes": 2})
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     first = process(run, made, whole)
-    assert first.communicate() and first.returncode == 0
+    output, _ = first.communicate()
+    assert first.returncode == 0, output
     child = process(run, made, broken)
     wait_for_step(child, broken, 5)
     child.send_signal(signal.SIGKILL)
@@ -195,10 +197,8 @@ def test_train_two_processes_killed_and_resumed(made: dict[str, Path], tmp_path:
 
 def _command_lines() -> list[str]:
     found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit() and int(entry) != os.getpid():
-            try:
-                found.append(Path(f"/proc/{entry}/cmdline").read_text().replace("\0", " "))
-            except OSError:
-                continue
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                found.append((entry / "cmdline").read_text().replace("\0", " "))
     return found

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import huggingface_hub.constants
 import numpy as np
 import pytest
 import torch
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ropewalk.base.manifest import read_manifest
 from ropewalk.base.stage import StageError
+from ropewalk.data.loader import Windows
 from ropewalk.model.build import load
 from ropewalk.model.forward import hidden
 from ropewalk.model.spec import Architecture, LinearRope
@@ -71,7 +73,7 @@ def test_train_snapshot_zero_is_the_start_under_the_new_rope(
     start(SHORT, made, tmp_path / "base")
     phase = Phase(windows="packed", length_tokens=64, steps=2, rope=LinearRope(factor=2))
     run = changed(SHORT, weights=RunWeights(run="study/base"), phases=(phase,), snapshot_steps=(0,))
-    start(run, made, tmp_path / "tuned", run=tmp_path / "base" / "manifest.json")
+    start(run, {**made, "run": tmp_path / "base" / "manifest.json"}, tmp_path / "tuned")
     old = AutoModelForCausalLM.from_pretrained(tmp_path / "base" / "final")
     new = AutoModelForCausalLM.from_pretrained(tmp_path / "tuned" / "step-000000")
     assert all(torch.equal(a, b) for a, b in zip(old.parameters(), new.parameters(), strict=True))
@@ -88,7 +90,8 @@ def test_train_without_phases_adopts_weights(made: dict[str, Path], tmp_path: Pa
         RUN, phases=(), batch=None, optimizer=None, schedule=None, weights=RunWeights(run="s/base")
     )
     tokenizer = {"tokenizer": made["tokenizer"]}
-    adopted = start(bare, tokenizer, tmp_path / "same", run=tmp_path / "base" / "manifest.json")
+    base = {**tokenizer, "run": tmp_path / "base" / "manifest.json"}
+    adopted = start(bare, base, tmp_path / "same")
     assert exported(tmp_path / "same") == exported(tmp_path / "base")
     assert adopted.result["snapshots"] == {"0": "final"}
     assert adopted.result["steps"] == adopted.result["tokens"] == 0
@@ -100,19 +103,8 @@ def test_train_without_phases_adopts_weights(made: dict[str, Path], tmp_path: Pa
     old = json.loads((final / "config.json").read_text())
     old["rope_theta"] = old.pop("rope_parameters")["rope_theta"]
     (final / "config.json").write_text(json.dumps(old))
-    from ropewalk.base.stage import run_stage
-    from ropewalk.train import stage
-    from ropewalk.train.spec import TrainJob
-
     published = changed(bare, weights=PublishedWeights(location="models"))
-    run_stage(
-        "train",
-        "ropewalk.train.stage",
-        stage.work,
-        spec=TrainJob(run=published, folder=str(final)),
-        inputs=tokenizer,
-        folder=tmp_path / "published",
-    )
+    start(published, tokenizer, tmp_path / "published", published=final)
     assert exported(tmp_path / "published") == exported(tmp_path / "same")
 
 
@@ -125,7 +117,7 @@ def test_train_refuses_weights_of_another_architecture(
         SHORT, weights=RunWeights(run="study/base"), architecture={"rope_base": 500000.0}
     )
     with pytest.raises(StageError, match=r"architecture\.rope_base: the run says 500000"):
-        start(other, made, tmp_path / "other", run=tmp_path / "base" / "manifest.json")
+        start(other, {**made, "run": tmp_path / "base" / "manifest.json"}, tmp_path / "other")
 
 
 def test_train_refusals_name_the_key(
@@ -153,8 +145,6 @@ def test_train_hub_without_network_says_so(
     made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A download error deep in a library does not tell which setting asked for it."""
-    import huggingface_hub.constants
-
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     run = changed(RUN, weights=PublishedWeights(hub="nobody/nothing", revision="main"))
     with pytest.raises(StageError, match=r"weights\.hub: 'nobody/nothing'"):
@@ -181,8 +171,6 @@ def test_train_curve_keeps_both_ends() -> None:
 
 def test_train_inputs_of_the_tests_are_what_they_claim(tmp_path: Path) -> None:
     """The packed windows must hold boundaries, or the equality tests prove nothing about them."""
-    from ropewalk.data.loader import Windows
-
     made = inputs(tmp_path)
     windows = Windows(
         read_manifest(made["windows:packed:32"]),

@@ -114,14 +114,16 @@ def _tokenizer(folder: Path) -> Path:
     return target / "manifest.json"
 
 
-def start(run: Run, made: dict[str, Path], folder: Path, **more: Path) -> Manifest:
-    """Run the stage here and return its manifest."""
+def start(
+    run: Run, made: dict[str, Path], folder: Path, *, published: Path | None = None
+) -> Manifest:
+    """Run the stage here and return its manifest; `published` is where `location` lies."""
     return run_stage(
         "train",
         "ropewalk.train.stage",
         stage.work,
-        spec=TrainJob(run=run),
-        inputs={**made, **more},
+        spec=TrainJob(run=run, folder=None if published is None else str(published)),
+        inputs=made,
         folder=folder,
     )
 

@@ -1,10 +1,13 @@
 """What the rules ask of the plan: inputs, arguments, logs and resources by wildcards."""
 
+import os
 import shlex
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ropewalk.base.stage import SUBMITTED_CODE
 from ropewalk.study.nodes import Node
 from ropewalk.study.plan import Plan
 from ropewalk.study.registry import STAGES
@@ -32,6 +35,16 @@ class Lookups:
         """Return the lookups for a configuration; SpecError lists everything wrong with it."""
         plan = Plan.load(config, root)
         return cls(plan, Triggers(plan, root))
+
+    def prepare_jobs(self) -> None:
+        """Set what jobs inherit: the `ropewalk` beside this Python, and the code they must run.
+
+        The first parse freezes the code digests; a job that starts later and finds other code
+        refuses.
+        """
+        beside = str(Path(sys.executable).parent)
+        os.environ["PATH"] = f"{beside}{os.pathsep}{os.environ.get('PATH', '')}"
+        os.environ.setdefault(SUBMITTED_CODE, self.triggers.submitted())
 
     def _node(self, stage: str, wildcards: Any) -> Node:
         return self.plan.node(stage, self.plan.wildcards(stage, dict(wildcards.items())))

@@ -35,8 +35,9 @@ class Triggers:
         self.accepted = read_accepted(root / ACCEPTED)
         self.pins = read_pins(root / LOCK)
         self._listings: dict[str, str] = {}
+        self._leaves: dict[str, dict[str, str]] = {}
         self._keys = {
-            stage: sorted({key for node in plan.of_stage(stage) for key in spec_leaves(node)})
+            stage: sorted({key for node in plan.of_stage(stage) for key in self._settings(node)})
             for stage in STAGES
         }
 
@@ -68,7 +69,7 @@ class Triggers:
 
     def of(self, node: Node) -> list[str]:
         """Return every cause of one node, sorted."""
-        settings = [f"{k}={v}" for k, v in spec_leaves(node).items()]
+        settings = [f"{k}={v}" for k, v in self._settings(node).items()]
         rebuilds = self.rebuilds(node)
         extra = [f"rebuilds={rebuilds}"] if rebuilds else []
         source = [self.source(node)] if node.stage == "inventory" else []
@@ -154,9 +155,13 @@ class Triggers:
         return self.source(self.plan.node(stage, self.plan.wildcards(stage, dict(wildcards))))
 
     def _setting(self, stage: str, key: str, wildcards: Mapping[str, str]) -> str:
-        node = self.plan.node(stage, self.plan.wildcards(stage, dict(wildcards)))
-        found = spec_leaves(node)
+        found = self._settings(self.plan.node(stage, self.plan.wildcards(stage, dict(wildcards))))
         return f"{key}={found[key]}" if key in found else ""
+
+    def _settings(self, node: Node) -> dict[str, str]:
+        if node.manifest not in self._leaves:
+            self._leaves[node.manifest] = spec_leaves(node)
+        return self._leaves[node.manifest]
 
     def _rebuilds(self, stage: str, wildcards: Mapping[str, str]) -> str:
         node = self.plan.node(stage, self.plan.wildcards(stage, dict(wildcards)))
