@@ -53,8 +53,9 @@ def load_yaml(path: Path, *, layer: str = "body", shown: str | None = None) -> d
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise SpecError(f"{name}: no such file") from None
-    loader = _Loader(text)
+    loader = None
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
         tree = {} if node is None else _convert(loader, node, name, layer)
     except yaml.MarkedYAMLError as error:
@@ -63,7 +64,8 @@ def load_yaml(path: Path, *, layer: str = "body", shown: str | None = None) -> d
     except yaml.YAMLError as error:
         raise SpecError(f"{name}: not valid YAML: {error}") from None
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
     if not isinstance(tree, dict):
         raise SpecError(f"{name}: the file must be a map of keys, found {unwrap(tree)!r}")
     return tree

@@ -1,0 +1,128 @@
+"""Which of our runs a sentence or a cell of the paper means."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from study_samples import DEMO, changed, plan, write
+
+from ropewalk.report.spec import JudgeJob, Ordering, Quantity
+from ropewalk.study.judging import counterpart, run_of, snapshot_of
+from ropewalk.study.plan import Plan
+
+MINI = """
+scales:
+  mini:
+    main: { length: 4x }
+    snapshots: { "200": "40", "1000": "final", "10000": "" }
+    runs: { extend: { axes: { length: [4x] }, only: null, overrides: null } }
+    evaluations: { loss: { overrides: null } }
+"""
+
+
+@pytest.fixture
+def paper(tmp_path: Path) -> Plan:
+    return plan(write(tmp_path))
+
+
+@pytest.fixture
+def mini(tmp_path: Path) -> Plan:
+    return plan(write(tmp_path, demo=DEMO + MINI), scale="mini")
+
+
+def job(found: Plan) -> JudgeJob:
+    spec: JudgeJob = found.node("judge", {"name": found.config.run_name, "study": "demo"}).spec
+    return spec
+
+
+@pytest.mark.parametrize(
+    ("selection", "run"),
+    [
+        ({}, "demo/pi-2x"),
+        ({"method": "direct"}, "demo/direct-2x"),
+        ({"length": "4x"}, "demo/pi-4x"),
+        ({"method": "direct", "length": "4x"}, None),
+        ({"size": "7B"}, None),
+        ("original", "shared/base"),
+        ("demo/pi-4x", "demo/pi-4x"),
+        ("orignal", None),
+    ],
+)
+def test_axes_not_named_take_the_main_values(paper: Plan, selection: Any, run: str | None) -> None:
+    """Guards against a claim judged on another cell than it speaks of."""
+    assert run_of(paper.studies["demo"], selection) == run
+
+
+def test_the_main_cell_of_the_paper_stands_beside_our_main_cell(mini: Plan) -> None:
+    """Guards against the paper's number beside a run of another length."""
+    study = mini.studies["demo"]
+    assert counterpart(study, {"method": "pi", "length": "2x"}) == "demo/pi-4x"
+    assert counterpart(study, {"method": "direct", "length": "2x"}) == "demo/direct-4x"
+    assert counterpart(study, {"method": "pi", "length": "16x"}) is None
+    assert counterpart(study, "original") == "shared/base"
+    assert counterpart(study, "unknown") is None
+
+
+def test_cells_are_filled_where_there_is_a_run_and_only_there(paper: Plan) -> None:
+    """Guards against a cell that shows the number of its neighbour."""
+    cells = job(paper).cells["one"]
+    assert set(cells) == {"0,0", "0,1", "1,0", "1,1"}
+    assert cells["0,1"] == Quantity(
+        evaluation="loss", run="shared/base", context="2x", value="perplexity"
+    )
+    assert cells["1,0"].run == "demo/pi-2x"
+
+
+def test_claims_name_runs_after_resolution(paper: Plan) -> None:
+    """Guards against a judge that guesses."""
+    rule = job(paper).claims["better"].rule
+    assert isinstance(rule, Ordering)
+    assert [q.run for q in rule.ascending] == ["demo/pi-2x", "demo/direct-2x"]
+
+
+def test_a_claim_without_its_run_is_not_tested_and_says_what_is_lacking(tmp_path: Path) -> None:
+    """Guards against a verdict on runs that this scale does not have."""
+    demo = changed(DEMO, {("runs", "extend", "only"): [{"method": "pi"}], ("decides",): []})
+    claim = job(plan(write(tmp_path, demo=demo))).claims["better"]
+    assert claim.rule is None
+    assert claim.outcome == "not tested at this scale"
+    assert claim.note is not None
+    assert "direct" in claim.note
+
+
+def test_steps_of_the_paper_stand_for_steps_of_ours(tmp_path: Path) -> None:
+    """Guards against step 200 of the paper beside step 200 of a run of 80 steps."""
+    ascending = ("claims", "better", "rule", "ascending")
+    demo = changed(
+        DEMO,
+        {
+            (*ascending, 0, "snapshot"): "200",
+            (*ascending, 1, "snapshot"): "1000",
+            ("tables", "one", "by"): "snapshot",
+            ("tables", "one", "context"): "2x",
+            ("tables", "one", "columns"): ["200", "10000"],
+        },
+    )
+    mini = plan(write(tmp_path, demo=demo + MINI), scale="mini")
+    study = mini.studies["demo"]
+    assert [snapshot_of(study, s) for s in ("200", "1000", "10000", "5")] == [
+        "40",
+        "final",
+        "",
+        "5",
+    ]
+    spec = job(mini)
+    rule = spec.claims["better"].rule
+    assert isinstance(rule, Ordering)
+    assert [q.snapshot for q in rule.ascending] == ["40", "final"]
+    assert {k: (q.snapshot, q.context) for k, q in spec.cells["one"].items()} == {
+        "0,0": ("40", "2x"),
+        "1,0": ("40", "2x"),
+    }
+
+
+def test_a_step_without_counterpart_makes_a_claim_untested(tmp_path: Path) -> None:
+    """Guards against a claim on 10,000 steps judged after 80."""
+    demo = changed(DEMO, {("claims", "better", "rule", "ascending", 0, "snapshot"): "10000"})
+    claim = job(plan(write(tmp_path, demo=demo + MINI), scale="mini")).claims["better"]
+    assert (claim.rule, claim.outcome) == (None, "not tested at this scale")

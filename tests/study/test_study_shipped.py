@@ -1,0 +1,155 @@
+"""What is shipped: papers, scales, rules, environments and pins agree with one another."""
+
+import functools
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ropewalk.base.canonical import plain
+from ropewalk.report.spec import Exact, JudgeJob
+from ropewalk.study.config import SCALES
+from ropewalk.study.load import available
+from ropewalk.study.plan import Plan
+from ropewalk.study.project import load_plan
+from ropewalk.study.registry import STAGES
+from ropewalk.study.show import CLASSES, resolved
+from ropewalk.study.triggers import read_pins
+
+ROOT = Path(__file__).resolve().parents[2]
+STUDIES = available(ROOT / "papers")
+DATA_STAGES = ("inventory", "tokenizer", "tokenize", "pack")
+
+
+@functools.cache
+def planned(scale: str) -> Plan:
+    return load_plan(ROOT / "config.yaml", {"scale": scale})
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_setting_at_the_papers_scale_has_a_class(study: str) -> None:
+    """Guards against a setting whose source nobody stated."""
+    classes = resolved(planned("paper"), study)["provenance"]
+    assert not [path for path, kind in classes.items() if kind not in CLASSES]
+    assert "scale" not in classes.values()
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("study", STUDIES)
+def test_what_differs_from_the_paper_is_classed_as_the_scales(study: str, scale: str) -> None:
+    """Guards against a setting of a small scale that passes for the authors'."""
+    found = planned(scale).studies[study]
+    classes = resolved(planned(scale), study)["provenance"]
+    for path, layer in found.layers.items():
+        if layer.startswith("scale") and path in classes:
+            assert classes[path] == "scale", path
+
+
+def test_artifacts_that_scales_share_are_the_same_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against two scales that overwrite each other's tokens under one path."""
+    seen: dict[str, tuple[str, object]] = {}
+    for scale in SCALES:
+        for stage in DATA_STAGES:
+            for node in planned(scale).of_stage(stage):
+                spec = (plain(node.spec), dict(node.inputs))
+                first, expected = seen.setdefault(node.manifest, (scale, spec))
+                assert spec == expected, f"{node.manifest} differs between {first} and {scale}"
+    assert seen
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_rule_can_be_judged_at_the_papers_scale(study: str) -> None:
+    """Guards against a misspelled cell that turns a claim into 'not tested'."""
+    plan = planned("paper")
+    job: JudgeJob = plan.node("judge", {"name": "paper", "study": study}).spec
+    for name, claim in plan.studies[study].file.claims.items():
+        assert claim.rule is None or job.claims[name].rule is not None, job.claims[name].note
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("study", STUDIES)
+def test_what_a_scale_promises_to_decide_it_measures(study: str, scale: str) -> None:
+    """Guards against a promise that ends as 'not tested at this scale'."""
+    plan = planned(scale)
+    job: JudgeJob = plan.node("judge", {"name": scale, "study": study}).spec
+    assert not [name for name in job.decides if job.claims[name].rule is None]
+    exact = {n for n, c in plan.studies[study].file.claims.items() if isinstance(c.rule, Exact)}
+    assert {name for name in exact if job.claims[name].rule is None} == set()
+
+
+def imported(code: str) -> set[str]:
+    """Return the top-level modules that are loaded after some code has run."""
+    script = f"{code}\nimport sys\nprint('modules', *{{m.split('.')[0] for m in sys.modules}})"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.rpartition("modules ")[2].split())
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from pathlib import Path\nfrom ropewalk.study.plan import Plan\n"
+        "from ropewalk.study.project import load_plan\n"
+        "assert load_plan(Path('config.yaml'), {'scale': 'paper'}).nodes",
+        "from pathlib import Path\nfrom ropewalk.study.lookups import Lookups\n"
+        "from ropewalk.study.project import read_config_file\n"
+        "l = Lookups.load(read_config_file(Path('config.yaml')), Path('.'))\n"
+        "assert l.triggers.submitted()",
+        "import contextlib\nfrom ropewalk.cli import main\n"
+        "with contextlib.suppress(SystemExit):\n    main(['--help'])",
+    ],
+    ids=["plan", "lookups", "help"],
+)
+def test_planning_and_help_import_nothing_heavy(code: str) -> None:
+    """Guards against seconds added to every dry run: each cluster job plans twice."""
+    found = imported(code)
+    assert "ropewalk" in found
+    heavy = {"torch", "transformers", "numpy", "pyarrow", "matplotlib", "datasets", "tokenizers"}
+    assert not found & heavy
+
+
+def environment(family: str) -> dict[str, str]:
+    data = yaml.safe_load((ROOT / "envs" / f"{family}.yaml").read_text(encoding="utf-8"))
+    (packages,) = [item["pip"] for item in data["dependencies"] if isinstance(item, dict)]
+    pins = dict(package.split("==") for package in packages)
+    return {name.lower().replace("_", "-"): version for name, version in pins.items()}
+
+
+def test_every_family_has_an_environment_with_the_versions_of_the_lock_file() -> None:
+    """Guards against numbers that differ between `make` and the conda environments."""
+    families = {stage.family for stage in STAGES.values()}
+    assert {path.stem for path in (ROOT / "envs").glob("*.yaml")} >= families
+    lock = read_pins(ROOT / "requirements.lock")
+    for path in (ROOT / "envs").glob("*.yaml"):
+        pins = environment(path.stem)
+        assert pins
+        assert {name: lock.get(name) for name in pins} == pins, path.name
+
+
+def test_the_libraries_a_stage_depends_on_are_pinned_in_its_environment() -> None:
+    """Guards against an upgrade that changes numbers and reruns nothing."""
+    for stage in STAGES.values():
+        assert set(stage.libraries) <= set(environment(stage.family)), stage.name
+
+
+def test_rules_and_stages_are_the_same_list() -> None:
+    """Guards against a stage that no rule runs, and a rule that uses another stage's lookups."""
+    text = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "rules").glob("*.smk")}
+    blocks = {
+        match[1]: match[2]
+        for part in text.values()
+        for match in re.finditer(r"^rule (\w+):\n((?:[ \n].*\n?)*)", part, re.MULTILINE)
+    }
+    assert set(blocks) == set(STAGES)
+    for name, block in blocks.items():
+        asked = set(re.findall(r'(?:lookups|triggers|plan)\.\w+\(\s*"(\w+)"', block))
+        assert asked == {name}
+        assert f"ropewalk {name} " in block
+        assert f"../envs/{STAGES[name].family}.yaml" in block
+        assert STAGES[name].summary in block
+    included = set(re.findall(r'include: "rules/([\w.]+)"', (ROOT / "Snakefile").read_text()))
+    assert included == set(text)

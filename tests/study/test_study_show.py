@@ -1,0 +1,94 @@
+"""Every setting with its source: the authors, or us."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from study_samples import DEMO, SHARED, plan, write
+
+from ropewalk.base.canonical import leaves
+from ropewalk.base.spec import SpecError
+from ropewalk.cli import main
+from ropewalk.study.show import CLASSES, lines, resolved
+
+MINI_SHARED = """
+scales:
+  mini:
+    architectures: { small: { layers: 2 } }
+"""
+MINI_DEMO = """
+scales:
+  mini:
+    runs: { extend: { spec: { seed: 4, optimizer: { lr: 1.0e-3 } } } }
+"""
+
+
+def test_json_keeps_the_key_paths_of_the_spec(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Guards against scripts that look for a setting where it no longer is."""
+    write(tmp_path)
+    (tmp_path / "config.yaml").write_text("scale: mini\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["show", "demo", "--scale", "paper", "--json"]) == 0
+    shown: dict[str, Any] = json.loads(capsys.readouterr().out)
+    run = shown["runs"]["pi-4x"]
+    assert run["optimizer"]["lr"] == 1e-4
+    assert run["phases"][0]["rope"] == {"kind": "linear", "factor": 4.0}
+    assert run["start"] == "shared/base"
+    assert shown["evaluations"]["loss"]["protocol"]["contexts"] == {"1x": 16, "2x": 32}
+    assert shown["provenance"]["runs.pi-4x.optimizer.lr"] == "paper"
+    assert set(shown["data"]) == {"inventory", "tokenizer", "tokenize", "pack"}
+    assert shown["scale"] == "paper"
+
+
+def test_an_unknown_study_is_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Guards against a traceback for a typing error."""
+    write(tmp_path)
+    (tmp_path / "config.yaml").write_text("scale: mini\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["show", "dem"]) == 2
+    assert "study 'dem' is unknown; did you mean 'demo'?" in capsys.readouterr().err
+    with pytest.raises(SpecError):
+        resolved(plan(tmp_path), "dem")
+
+
+def test_every_leaf_has_a_class_and_the_last_pattern_wins(tmp_path: Path) -> None:
+    """Guards against settings of nobody, and against a pattern that hides a later one."""
+    shown = resolved(plan(write(tmp_path)), "demo")
+    body = {"runs": shown["runs"], "evaluations": shown["evaluations"]}
+    assert set(shown["provenance"]) == {path for path, _ in leaves(body)}
+    assert shown["provenance"]["runs.pi-2x.seed"] == "assumed"
+    assert shown["provenance"]["runs.pi-2x.batch.sequences"] == "paper"
+    assert not set(shown["provenance"].values()) - set(CLASSES)
+
+
+def test_what_no_pattern_covers_is_seen(tmp_path: Path) -> None:
+    """Guards against a setting without a source that passes for the paper's."""
+    demo = DEMO.replace('"evaluations.*": paper, ', "")
+    classes = resolved(plan(write(tmp_path, demo=demo)), "demo")["provenance"]
+    assert classes["evaluations.loss.corpus"] == ""
+
+
+def test_what_a_scale_writes_is_the_scales(tmp_path: Path) -> None:
+    """Guards against a small model's shape shown as the paper's."""
+    write(tmp_path, demo=DEMO + MINI_DEMO, shared=SHARED + MINI_SHARED)
+    classes = resolved(plan(tmp_path, scale="mini"), "demo")["provenance"]
+    ours = {path for path, kind in classes.items() if kind == "scale"}
+    assert ours == {
+        f"runs.{run}.{key}"
+        for run in ("pi-2x", "pi-4x", "direct-2x")
+        for key in ("seed", "optimizer.lr", "architecture.layers")
+    }
+    assert "scale" not in resolved(plan(tmp_path, scale="paper"), "demo")["provenance"].values()
+
+
+def test_lines_say_all_that_the_json_says(tmp_path: Path) -> None:
+    """Guards against a reader of the text who misses what only the JSON has."""
+    shown = resolved(plan(write(tmp_path)), "demo")
+    text = "\n".join(lines(shown))
+    for path, kind in shown["provenance"].items():
+        assert f"{kind:8} {path} = " in text
