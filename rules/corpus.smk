@@ -15,4 +15,4 @@ rule inventory:
         *lookups.triggers.params("inventory"),
         arguments=lambda wildcards, input: lookups.arguments("inventory", wildcards),
     shell:
-        "ropewalk inventory {params.arguments} 2>&1 | tee {log}"
+        "ropewalk inventory {params.arguments} 2>&1 | tee {log:q}"

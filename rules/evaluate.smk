@@ -15,7 +15,7 @@ rule evaluate:
         *lookups.triggers.params("evaluate"),
         arguments=lambda wildcards, input: lookups.arguments("evaluate", wildcards),
     shell:
-        "ropewalk evaluate {params.arguments} 2>&1 | tee {log}"
+        "ropewalk evaluate {params.arguments} 2>&1 | tee {log:q}"
 
 
 rule check:
@@ -35,4 +35,4 @@ rule check:
         *lookups.triggers.params("check"),
         arguments=lambda wildcards, input: lookups.arguments("check", wildcards),
     shell:
-        "ropewalk check {params.arguments} 2>&1 | tee {log}"
+        "ropewalk check {params.arguments} 2>&1 | tee {log:q}"

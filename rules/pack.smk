@@ -15,4 +15,4 @@ rule pack:
         *lookups.triggers.params("pack"),
         arguments=lambda wildcards, input: lookups.arguments("pack", wildcards),
     shell:
-        "ropewalk pack {params.arguments} 2>&1 | tee {log}"
+        "ropewalk pack {params.arguments} 2>&1 | tee {log:q}"

@@ -15,7 +15,7 @@ rule judge:
         *lookups.triggers.params("judge"),
         arguments=lambda wildcards, input: lookups.arguments("judge", wildcards),
     shell:
-        "ropewalk judge {params.arguments} 2>&1 | tee {log}"
+        "ropewalk judge {params.arguments} 2>&1 | tee {log:q}"
 
 
 rule report:
@@ -35,7 +35,7 @@ rule report:
         *lookups.triggers.params("report"),
         arguments=lambda wildcards, input: lookups.arguments("report", wildcards),
     shell:
-        "ropewalk report {params.arguments} 2>&1 | tee {log}"
+        "ropewalk report {params.arguments} 2>&1 | tee {log:q}"
 
 
 for study in plan.study_names:

@@ -15,7 +15,7 @@ rule tokenizer:
         *lookups.triggers.params("tokenizer"),
         arguments=lambda wildcards, input: lookups.arguments("tokenizer", wildcards),
     shell:
-        "ropewalk tokenizer {params.arguments} 2>&1 | tee {log}"
+        "ropewalk tokenizer {params.arguments} 2>&1 | tee {log:q}"
 
 
 rule tokenize:
@@ -35,4 +35,4 @@ rule tokenize:
         *lookups.triggers.params("tokenize"),
         arguments=lambda wildcards, input: lookups.arguments("tokenize", wildcards),
     shell:
-        "ropewalk tokenize {params.arguments} 2>&1 | tee {log}"
+        "ropewalk tokenize {params.arguments} 2>&1 | tee {log:q}"

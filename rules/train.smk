@@ -15,4 +15,4 @@ rule train:
         *lookups.triggers.params("train"),
         arguments=lambda wildcards, input: lookups.arguments("train", wildcards),
     shell:
-        "ropewalk train {params.arguments} 2>&1 | tee {log}"
+        "ropewalk train {params.arguments} 2>&1 | tee {log:q}"

@@ -1,6 +1,7 @@
 """Randomness is addressed: draw i does not depend on what was drawn before."""
 
 import hashlib
+import random
 
 import numpy as np
 from hypothesis import given
@@ -20,12 +21,12 @@ def draws(address: tuple[int, str, list[int]]) -> list[float]:
 
 @given(st.lists(ADDRESSES, max_size=6), st.randoms())
 def test_draws_do_not_depend_on_order(
-    addresses: list[tuple[int, str, list[int]]], mix: st.DataObject
+    addresses: list[tuple[int, str, list[int]]], mix: random.Random
 ) -> None:
     """Guards against data that change with the number of workers or after a restart."""
     forwards = [draws(a) for a in addresses]
     order = list(range(len(addresses)))
-    mix.shuffle(order)  # type: ignore[attr-defined]
+    mix.shuffle(order)
     again = {i: draws(addresses[i]) for i in order}
     assert [again[i] for i in range(len(addresses))] == forwards
 

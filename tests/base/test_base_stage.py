@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,11 +29,12 @@ class Stage:
     folder: Path
     done: int = 0
     entry: str = ENTRY
+    suffix: str = ""  # what another machine or library would add to the bytes
 
     def work(self, job: Job) -> tuple[Iterable[Path], Mapping[str, Any]]:
         self.done += 1
         file = job.folder / "out.txt"
-        write_text(file, job.spec.text)
+        write_text(file, job.spec.text + self.suffix)
         return [file], {"letters": len(job.spec.text)}
 
     def run(self, text: str = "abc", rebuilds: int = 0, **inputs: Path) -> Manifest:
@@ -87,12 +87,15 @@ def test_other_code_is_other_work(stage: Stage) -> None:
 
 def test_other_input_content_is_other_work(stage: Stage, other: Stage) -> None:
     """Guards against results of inputs that were made again with other bytes."""
-    other.run("first")
     path = other.folder / MANIFEST
+    first = other.run("input")
     stage.run(tokens=path)
     stage.run(tokens=path)
     assert stage.done == 1
-    other.run("second")
+    other.suffix, other.entry = "!", "ropewalk.base.spec"
+    second = other.run("input")
+    assert second.recipe == first.recipe
+    assert second.content != first.content
     stage.run(tokens=path)
     assert stage.done == 2
 
@@ -211,5 +214,5 @@ def test_provenance_holds_what_may_differ_and_the_manifest_does_not(stage: Stage
     assert provenance["code_files"] == closure(ENTRY)
     assert {"host", "started", "seconds", "python", "libraries"} <= set(provenance)
     assert not {"host", "started", "seconds"} & set(manifest)
-    stamp = os.stat(stage.folder / "out.txt").st_mtime_ns
+    stamp = (stage.folder / "out.txt").stat().st_mtime_ns
     assert provenance["files"] == {"out.txt": stamp}

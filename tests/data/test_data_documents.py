@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from conftest import Chain, Run
+from data_samples import Chain, Run
 
 from ropewalk.base.stage import StageError
 from ropewalk.data.documents import Document, Skipped, read_documents

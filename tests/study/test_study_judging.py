@@ -15,8 +15,7 @@ scales:
   mini:
     main: { length: 4x }
     snapshots: { "200": "40", "1000": "final", "10000": "" }
-    runs: { extend: { axes: { length: [4x] }, only: null, overrides: null } }
-    evaluations: { loss: { overrides: null } }
+    runs: { extend: { axes: { length: [4x] }, only: null } }
 """
 
 
@@ -105,12 +104,8 @@ def test_steps_of_the_paper_stand_for_steps_of_ours(tmp_path: Path) -> None:
     )
     mini = plan(write(tmp_path, demo=demo + MINI), scale="mini")
     study = mini.studies["demo"]
-    assert [snapshot_of(study, s) for s in ("200", "1000", "10000", "5")] == [
-        "40",
-        "final",
-        "",
-        "5",
-    ]
+    found = {step: snapshot_of(study, step) for step in ("200", "1000", "10000", "5")}
+    assert found == {"200": "40", "1000": "final", "10000": "", "5": "5"}
     spec = job(mini)
     rule = spec.claims["better"].rule
     assert isinstance(rule, Ordering)

@@ -1,5 +1,6 @@
 """The plan: every artifact once, each with all it needs."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -123,8 +124,6 @@ def test_every_node_is_found_by_its_wildcards_and_its_pattern(demo: Plan) -> Non
 
 def test_specs_reach_the_stages_unchanged(demo: Plan) -> None:
     """Guards against a stage that runs with other settings than the plan shows."""
-    import json
-
     for node in demo.nodes.values():
         spec = decode(STAGES[node.stage].spec, json.loads(demo.spec_json(node)))
         assert spec == decode(STAGES[node.stage].spec, plain(node.spec))

@@ -48,7 +48,7 @@ def test_what_differs_from_the_paper_is_classed_as_the_scales(study: str, scale:
             assert classes[path] == "scale", path
 
 
-def test_artifacts_that_scales_share_are_the_same_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_artifacts_that_scales_share_are_the_same_in_all() -> None:
     """Guards against two scales that overwrite each other's tokens under one path."""
     seen: dict[str, tuple[str, object]] = {}
     for scale in SCALES:

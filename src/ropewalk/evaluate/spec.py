@@ -8,6 +8,12 @@ from ropewalk.base.canonical import EXECUTION
 from ropewalk.model.spec import Numerics
 
 
+def _shortest(contexts: Mapping[str, int]) -> int:
+    if not contexts:
+        raise ValueError("contexts is empty: name at least one label with its tokens")
+    return min(contexts.values())
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SameTokens:
     """Loss on the same target tokens at every context: one forward per document and context.
@@ -23,7 +29,7 @@ class SameTokens:
     documents: int  # documents with more than max(contexts) tokens; fewer is an error
 
     def __post_init__(self) -> None:
-        shortest = min(self.contexts.values())
+        shortest = _shortest(self.contexts)
         if not 0 < self.scored_tokens < shortest:
             raise ValueError(
                 f"scored_tokens {self.scored_tokens} must lie between 1 and the shortest context "
@@ -47,7 +53,7 @@ class SlidingWindow:
     cut_tokens: int | None = None  # documents are cut to this length
 
     def __post_init__(self) -> None:
-        shortest = min(self.contexts.values())
+        shortest = _shortest(self.contexts)
         if not 0 < self.stride_tokens < shortest:
             raise ValueError(
                 f"stride_tokens {self.stride_tokens} must lie between 1 and the shortest context "

@@ -23,6 +23,11 @@ class Architecture:
     init_std: float = 0.02
 
     def __post_init__(self) -> None:
+        for name in ("layers", "hidden", "heads", "ffn", "vocabulary_size", "context_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} must be at least 1")
+        if self.kv_heads is not None and self.kv_heads < 1:
+            raise ValueError(f"kv_heads {self.kv_heads} must be at least 1")
         if self.hidden % self.heads:
             raise ValueError(f"hidden {self.hidden} is not divisible by heads {self.heads}")
         if self.heads % (self.kv_heads or self.heads):

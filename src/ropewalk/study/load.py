@@ -31,6 +31,7 @@ from ropewalk.study.tree import (
 )
 
 SHARED = "shared"
+PAPER = "paper"  # the scale the bodies state
 T = TypeVar("T")
 
 
@@ -151,6 +152,11 @@ def _chain(scales: Tree, scale: str, problems: Problems) -> list[tuple[str, Tree
             problems.add(f"{where}: unknown; {suggestion(key, SCALES)}")
         if not isinstance(overlay, Mapping) and overlay.value not in (None, {}):
             problems.add(f"{where}: {unwrap(overlay)!r} is not a map")
+    if scales and scale not in scales and scale != PAPER:
+        problems.add(
+            f"{origin_of(scales, ())}: scales: there is no scale {scale!r} here, and the body "
+            f"states the paper's sizes; {suggestion(scale, scales)}"
+        )
     chain: list[tuple[str, Tree]] = []
     key = scale
     while key in scales and isinstance(scales[key], Mapping):
