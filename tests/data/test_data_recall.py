@@ -15,6 +15,7 @@ from ropewalk.data.recall import (
     distance_range,
     document,
     probe,
+    shortest_context,
 )
 from ropewalk.data.spec import RecallCorpus
 
@@ -63,7 +64,7 @@ def test_documents_are_addressed_by_index_and_seed() -> None:
 
 def test_filler_is_cut_from_the_corpus_in_the_given_share() -> None:
     """Guards against filler that is noise, or a share that counts something else."""
-    spec = corpus(length_tokens=60_000, filler_share=0.3, filler_longest_tokens=200)
+    spec = corpus(length_tokens=60_000, filler_share=(0.3, 0.3), filler_longest_tokens=200)
     filler = np.arange(2, 3000) % 400 + 100_000  # consecutive, and unlike any pair
     ids = document(spec, 0, filler, VOCABULARY)
     is_filler = ids >= 100_000
@@ -151,7 +152,7 @@ def test_trials_differ_and_the_asked_pair_moves() -> None:
     [
         ({"pairs": (2, 17)}, "pairs"),
         ({"pairs": (0, 2)}, "pairs"),
-        ({"filler_share": 1.0}, "filler_share"),
+        ({"filler_share": (0.2, 1.0)}, "filler_share"),
         ({"filler_longest_tokens": 0}, "filler_longest_tokens"),
         ({"keys": 400}, "keys"),
     ],
@@ -160,3 +161,26 @@ def test_specs_that_make_no_document_name_the_key(changes: dict, message: str) -
     """Guards against an endless loop or an exception from deep inside numpy."""
     with pytest.raises(SpecError, match=message):
         document(corpus(**changes), 0, FILLER, VOCABULARY)
+
+
+@given(st.integers(4, 400), st.integers(1, 4), st.integers(1, 3), st.integers(0, 50))
+def test_shortest_prompt_is_shortest_and_shows_the_answer_as_often_as_said(
+    distance: int, pairs: int, shown: int, trial: int
+) -> None:
+    """Guards against a distance that is not the one named, or a prompt padded without need."""
+    context = shortest_context(distance, pairs, shown=shown)
+    ids, answer, position = probe(
+        context, distance, pairs, 16, trial, 0, FILLER, VOCABULARY, shown=shown
+    )
+    assert len(ids) == context
+    assert position == context - 1
+    assert ids[-1] == answer
+    prompt = ids[:-1]
+    asked = prompt[-1]
+    assert prompt[-distance] == asked
+    assert prompt[-distance + 1] == answer
+    markers = np.flatnonzero(prompt[:-2] == MARKER)
+    assert len(markers) == pairs * shown
+    assert (prompt[markers + 1] == asked).sum() == shown
+    limits = distance_range(context - 1, pairs, shown=shown)
+    assert limits is None or distance > limits[1]

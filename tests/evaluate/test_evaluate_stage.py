@@ -223,7 +223,7 @@ def test_bf16_is_close_to_fp32_but_not_equal(artifacts: Artifacts, tmp_path: Pat
 
 def test_passkey_through_the_stage(artifacts: Artifacts, tmp_path: Path) -> None:
     """Guards: distances that disappear, and successes that the stored hits do not show."""
-    protocol = Passkey(context_tokens=420, distances=6, trials=3, digits=2)
+    protocol = Passkey(context_tokens=420, distances=6, trials=3, digits=2, prompt="full")
     result = run(artifacts, spec_of(protocol), tmp_path / "out")
     snapshot = result["snapshots"]["5"]
     assert snapshot["context_tokens"] == 420
@@ -259,7 +259,9 @@ def test_prompts_open_as_documents_do(artifacts: Artifacts, protocol: Protocol) 
 
 def test_recall_probe_equals_a_plain_loop(artifacts: Artifacts, tmp_path: Path) -> None:
     """Guards: an answer read at another place, or probes other than those of the data room."""
-    protocol = RecallProbe(context_tokens=64, distances=8, trials=5, keys=8, pairs=3, threshold=0.2)
+    protocol = RecallProbe(
+        context_tokens=64, distances=8, trials=5, keys=8, pairs=3, shown=1, prompt="full"
+    )
     result = run(artifacts, spec_of(protocol, snapshots="final"), tmp_path / "out")
     found = result["snapshots"]["9"]
     assert found["distances"] == [8, 16, 24, 32, 40, 48, 56]

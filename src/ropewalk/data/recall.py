@@ -65,9 +65,9 @@ def document(
 ) -> np.ndarray:
     """Return recall document `index`: int64 [spec.length_tokens], a pure function of its arguments.
 
-    The stream is a sequence of elements: with probability `filler_share` a piece of filler,
-    otherwise one of the document's pairs, drawn evenly. It is cut at `length_tokens`, in the middle
-    of an element if need be. Lengths of filler are log-uniform, so that keys are asked for again at
+    The stream is a sequence of elements: with a probability drawn from `filler_share` a piece of
+    filler, otherwise one of the document's pairs, drawn evenly. It is cut at `length_tokens`, in
+    the middle of an element if need be. Lengths of filler are log-uniform, so that keys are asked for again at
     every distance, mostly short ones: without these, small models never start to retrieve.
 
     Raises:
@@ -76,9 +76,10 @@ def document(
     least, most = spec.pairs
     if not 1 <= least <= most <= spec.keys:
         raise SpecError(f"pairs: {spec.pairs} must be a range within 1 and keys = {spec.keys}")
-    if not 0 <= spec.filler_share < 1 or spec.filler_longest_tokens < 1:
+    low, high = spec.filler_share
+    if not 0 <= low <= high < 1 or spec.filler_longest_tokens < 1:
         raise SpecError(
-            f"filler_share {spec.filler_share} must lie in [0, 1) and filler_longest_tokens "
+            f"filler_share {spec.filler_share} must be a range within [0, 1) and filler_longest_tokens "
             f"{spec.filler_longest_tokens} be at least 1"
         )
     keys, values = alphabet(vocabulary_size, spec.keys)
@@ -94,7 +95,7 @@ def document(
     )
     # Every element has a token at least, so `length` of them are always enough.
     length = spec.length_tokens
-    is_filler = rng.random(length) < spec.filler_share
+    is_filler = rng.random(length) < rng.uniform(low, high)
     lengths = np.exp(rng.uniform(0, np.log(spec.filler_longest_tokens + 1), length))
     sizes = np.where(is_filler, lengths.astype(np.int64), PAIR_TOKENS)
     which = rng.integers(pairs, size=length)
@@ -110,7 +111,7 @@ def document(
 
 
 def distance_range(
-    context_tokens: int, pairs: int, bos: int | None = BOS
+    context_tokens: int, pairs: int, bos: int | None = BOS, shown: int = 1
 ) -> tuple[int, int] | None:
     """Return the smallest and largest distance a probe can have; each between them is possible too.
 
@@ -119,9 +120,20 @@ def distance_range(
     opening = 0 if bos is None else 1
     question = 3  # marker, asked key, answer
     slack = 2 * (PAIR_TOKENS - 1)  # what may be left over on both sides of whole pairs
-    if opening + PAIR_TOKENS * pairs + slack + question > context_tokens:
+    if opening + PAIR_TOKENS * pairs * shown + slack + question > context_tokens:
         return None
-    return MINIMUM_DISTANCE, context_tokens - 2 - opening
+    before = PAIR_TOKENS * pairs * (shown - 1)  # earlier showings stand before the one that counts
+    return MINIMUM_DISTANCE, context_tokens - 2 - opening - before
+
+
+def shortest_context(distance: int, pairs: int, bos: int | None = BOS, shown: int = 1) -> int:
+    """Return the fewest tokens a probe with this distance can have, prompt and answer."""
+    context = distance + 3
+    while True:
+        limits = distance_range(context, pairs, bos, shown)
+        if limits is not None and distance <= limits[1]:
+            return context
+        context += 1
 
 
 def probe(
@@ -134,34 +146,37 @@ def probe(
     filler: np.ndarray,
     vocabulary_size: int,
     bos: int | None = BOS,
+    shown: int = 1,
 ) -> tuple[np.ndarray, int, int]:
     """Return `(ids, answer, position)` of one question.
 
-    ids: int64 [context_tokens] = BOS, filler, `pairs` adjacent pairs, filler, marker, asked key,
-    answer. The prompt is all but the last token; `position` = context_tokens - 1 is where the
-    answer stands. `distance` is the number of tokens from the asked key where it was shown
-    (inclusive) to the end of the prompt: prompt[-distance] is that key. Where among the pairs it
-    stands is drawn from the places that fit.
+    ids: int64 [context_tokens] = BOS, filler, `pairs` adjacent pairs `shown` times over, filler,
+    marker, asked key, answer. The prompt is all but the last token; `position` = context_tokens - 1
+    is where the answer stands. `distance` is the number of tokens from the asked key where it was
+    last shown (inclusive) to the end of the prompt: prompt[-distance] is that key. Where among the
+    pairs it stands is drawn from the places that fit.
 
     Raises:
         SpecError: if `distance` is not in `distance_range`.
     """
-    limits = distance_range(context_tokens, pairs, bos)
+    limits = distance_range(context_tokens, pairs, bos, shown)
     if limits is None or not limits[0] <= distance <= limits[1]:
         raise SpecError(
             f"distance: {distance} with {pairs} pairs in a context of {context_tokens} tokens; "
             + (f"use {limits[0]} to {limits[1]}" if limits else "the pairs do not fit")
         )
     key_ids, value_ids = alphabet(vocabulary_size, keys)
-    if not 1 <= pairs <= keys:
-        raise SpecError(f"pairs: {pairs} must lie within 1 and keys = {keys}")
+    if not 1 <= pairs <= keys or shown < 1:
+        raise SpecError(
+            f"pairs: {pairs} must lie within 1 and keys = {keys}, shown: {shown} be at least 1"
+        )
     rng = generator(seed, "recall-probe", distance, trial)
     shown_keys = rng.choice(key_ids, pairs, replace=False)
     shown_values = rng.choice(value_ids, pairs, replace=False)
     prompt = context_tokens - 1
     opening = 0 if bos is None else 1
     marker = prompt - distance - 1  # place of the asked pair
-    most_before = (marker - opening) // PAIR_TOKENS
+    most_before = (marker - opening) // PAIR_TOKENS - pairs * (shown - 1)
     most_after = (prompt - 2 - (marker + PAIR_TOKENS)) // PAIR_TOKENS
     asked = int(rng.integers(max(0, pairs - 1 - most_after), min(pairs - 1, most_before) + 1))
 
@@ -169,8 +184,9 @@ def probe(
     ids = ids.astype(np.int64)
     if bos is not None:
         ids[0] = bos
-    block = np.stack([np.full(pairs, MARKER), shown_keys, shown_values], axis=1).ravel()
-    start = marker - PAIR_TOKENS * asked
+    once = np.stack([np.full(pairs, MARKER), shown_keys, shown_values], axis=1).ravel()
+    block = np.tile(once, shown)
+    start = marker - PAIR_TOKENS * (asked + pairs * (shown - 1))
     ids[start : start + len(block)] = block
     ids[-3:] = MARKER, shown_keys[asked], shown_values[asked]
     return ids, int(shown_values[asked]), prompt

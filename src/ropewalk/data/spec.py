@@ -63,7 +63,9 @@ class RecallCorpus:
     length_tokens: int  # of every document
     keys: int = 64  # distinct key tokens, and as many value tokens
     pairs: tuple[int, int] = (2, 12)  # distinct keys in one document, inclusive range
-    filler_share: float = 0.12  # chance that the next element is filler and not a pair
+    filler_share: tuple[float, float] = (0.0, 0.6)
+    # chance that the next element is filler and not a pair: drawn per document from this range, so
+    # that some documents ask often (retrieval starts to form) and some ask from afar
     filler_longest_tokens: int = 192  # lengths of filler pieces are log-uniform from 1 to this
     seed: int = 0
 

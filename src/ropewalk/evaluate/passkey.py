@@ -72,17 +72,20 @@ class Prompts:
         self._seed = seed
         self._filler_ends = np.zeros(1, dtype=np.int64)  # characters of the first n tokens
         # (context, distance) -> cuts of the first trial
-        self._cuts: dict[tuple[int, int], tuple[int, int] | None] = {}
+        self._cuts: dict[tuple[int | None, int], tuple[int, int] | None] = {}
 
     def key(self, distance: int, trial: int) -> str:
         """Return the key of one trial."""
         random = generator(self._seed, "passkey", distance, trial)
         return str(random.integers(10 ** (self._digits - 1), 10**self._digits))
 
-    def trial(self, context_tokens: int, distance: int, number: int) -> Trial | None:
+    def trial(
+        self, context_tokens: int | None, distance: int, number: int, at_most: int | None = None
+    ) -> Trial | None:
         """Return the trial of `context_tokens` tokens with the key at `distance`.
 
-        None if no such prompt exists: the question alone is longer than the distance, or what is
+        Without `context_tokens` there is no filler before the key: the shortest prompt, which must
+        not exceed `at_most` tokens. None if no such prompt exists: the question alone is longer than the distance, or what is
         left of the context is shorter than the introduction, or no cut gives the exact counts, or
         the tokens of the prompt change when the answer follows.
         """
@@ -96,15 +99,21 @@ class Prompts:
         if trial is None and number > 0:
             cuts = self._search(key, context_tokens, distance)
             trial = self._exact(key, cuts, context_tokens, distance) if cuts else None
+        if trial is not None and at_most is not None and len(trial.ids) > at_most:
+            return None
         return trial
 
-    def _search(self, key: str, context_tokens: int, distance: int) -> tuple[int, int] | None:
+    def _search(
+        self, key: str, context_tokens: int | None, distance: int
+    ) -> tuple[int, int] | None:
         """Return the filler characters before and after the key, None if none give the counts."""
         after = self._cut(
             lambda cut: self._read(Text(key=key, before=0, after=cut)).distance, target=distance
         )
         if after is None:
             return None
+        if context_tokens is None:
+            return 0, after
         before = self._cut(
             lambda cut: len(self._read(Text(key=key, before=cut, after=after)).ids),
             target=context_tokens,
@@ -112,15 +121,15 @@ class Prompts:
         return None if before is None else (before, after)
 
     def _exact(
-        self, key: str, cuts: tuple[int, int], context_tokens: int, distance: int
+        self, key: str, cuts: tuple[int, int], context_tokens: int | None, distance: int
     ) -> Trial | None:
         """Return the trial with these cuts if its final token ids are what was demanded."""
         text = Text(key=key, before=cuts[0], after=cuts[1])
         trial = self._read(text)
         alone = self._opening + self._encode(text.prompt).ids
         prompt = trial.ids[: trial.answer_start].tolist()
-        exact = len(trial.ids) == context_tokens and trial.distance == distance and prompt == alone
-        return trial if exact else None
+        length = context_tokens is None or len(trial.ids) == context_tokens
+        return trial if length and trial.distance == distance and prompt == alone else None
 
     def _read(self, text: Text) -> Trial:
         """Tokenise prompt and answer jointly and find key and answer by their characters."""

@@ -60,7 +60,13 @@ def plan(spec: EvaluateJob, tokens: Tokens, tokenizer: LoadedTokenizer) -> Plan:
             tokenizer.tokenizer, tokenizer.bos, digits=protocol.digits, seed=spec.seed
         )
         return _retrieval(
-            protocol, lambda distance, n: prompts.trial(protocol.context_tokens, distance, n)
+            protocol,
+            lambda distance, n: prompts.trial(
+                protocol.context_tokens if protocol.prompt == "full" else None,
+                distance,
+                n,
+                at_most=protocol.context_tokens,
+            ),
         )
     return _retrieval(protocol, _recall(protocol, spec.seed, tokens, tokenizer))
 
@@ -99,13 +105,15 @@ def _recall(
         filler = recall.filler_of(tokens)
     except SpecError as error:
         raise StageError(f"protocol recall: {error}") from None
-    possible = recall.distance_range(protocol.context_tokens, protocol.pairs, tokenizer.bos)
+    shape = (protocol.pairs, tokenizer.bos, protocol.shown)
+    possible = recall.distance_range(protocol.context_tokens, *shape)
 
     def make(distance: int, number: int) -> Trial | None:
         if possible is None or not possible[0] <= distance <= possible[1]:
             return None
+        full = protocol.prompt == "full"
         ids, _, position = recall.probe(
-            protocol.context_tokens,
+            protocol.context_tokens if full else recall.shortest_context(distance, *shape),
             distance,
             protocol.pairs,
             protocol.keys,
@@ -114,6 +122,7 @@ def _recall(
             filler,
             tokenizer.vocabulary_size,
             tokenizer.bos,
+            protocol.shown,
         )
         return Trial(distance=distance, ids=ids, answer_start=position)
 

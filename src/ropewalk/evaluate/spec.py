@@ -78,6 +78,8 @@ class Passkey:
     trials: int = 10  # per distance
     threshold: float = 0.2
     digits: int = 5
+    prompt: Literal["shortest", "full"] = "shortest"
+    # as long as the distance needs, or always `context_tokens` (filled before the key)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,6 +96,9 @@ class RecallProbe:
     threshold: float = 0.2
     keys: int = 64
     pairs: int = 4  # pairs shown together; one of them is asked for
+    shown: int = 2  # times they are shown, one showing after the other, as the passkey prompt does
+    prompt: Literal["shortest", "full"] = "shortest"
+    # as long as the distance needs, or always `context_tokens` (filled before the pairs)
 
 
 Protocol = SameTokens | SlidingWindow | Passkey | RecallProbe

@@ -139,15 +139,21 @@ def _rule(protocol: Mapping[str, Any]) -> str:
     )
 
 
+_PROMPTS = {
+    "shortest": "prompts are as long as the distance needs",
+    "full": "prompts always fill the context",
+}
+
+
 def _passkey(protocol: Mapping[str, Any]) -> str:
     return (
         f"A pass key of {protocol['digits']} digits must be given back token by token "
-        f"{_rule(protocol)}."
+        f"{_rule(protocol)}; {_PROMPTS[protocol['prompt']]}."
     )
 
 
 def _recall(protocol: Mapping[str, Any]) -> str:
     return (
         f"One of {protocol['pairs']} key-value pairs hidden in filler text is asked for "
-        f"{_rule(protocol)}; chance is 1 in {protocol['keys']}."
+        f"{_rule(protocol)}; {_PROMPTS[protocol['prompt']]}, chance is 1 in {protocol['keys']}."
     )
