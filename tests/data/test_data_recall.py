@@ -39,7 +39,7 @@ def shown_pairs(ids: np.ndarray) -> list[tuple[int, int, int]]:
 def test_a_repeated_key_has_the_value_it_was_first_shown_with(index: int, seed: int) -> None:
     """Guards against documents that teach nothing because the answer is random."""
     keys, values = (set(ids.tolist()) for ids in alphabet(VOCABULARY, 16))
-    ids = document(corpus(seed=seed), index, FILLER, VOCABULARY)
+    ids = document(corpus(seed=seed, filler_share=(0.0, 0.2)), index, FILLER, VOCABULARY)
     first: dict[int, int] = {}
     pairs = shown_pairs(ids)
     for _, key, value in pairs:

@@ -242,6 +242,8 @@ def test_passkey_through_the_stage(artifacts: Artifacts, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "protocol",
     [
+        Passkey(context_tokens=420, distances=6, trials=3, prompt="full"),
+        RecallProbe(context_tokens=64, distances=8, trials=5, keys=8, pairs=3, prompt="full"),
         Passkey(context_tokens=420, distances=6, trials=3),
         RecallProbe(context_tokens=64, distances=8, trials=5, keys=8, pairs=3),
     ],
@@ -253,7 +255,9 @@ def test_prompts_open_as_documents_do(artifacts: Artifacts, protocol: Protocol) 
     assert len(planned.documents) > 5
     for index in range(len(planned.documents)):
         ids = planned.document(index)
-        assert len(ids) == protocol.context_tokens  # type: ignore[union-attr]
+        if protocol.prompt == "full":  # type: ignore[union-attr]
+            assert len(ids) == protocol.context_tokens  # type: ignore[union-attr]
+        assert len(ids) <= protocol.context_tokens  # type: ignore[union-attr]
         assert np.flatnonzero(ids == words.bos).tolist() == [0]
 
 

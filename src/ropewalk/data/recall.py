@@ -67,8 +67,9 @@ def document(
 
     The stream is a sequence of elements: with a probability drawn from `filler_share` a piece of
     filler, otherwise one of the document's pairs, drawn evenly. It is cut at `length_tokens`, in
-    the middle of an element if need be. Lengths of filler are log-uniform, so that keys are asked for again at
-    every distance, mostly short ones: without these, small models never start to retrieve.
+    the middle of an element if need be. Lengths of filler are log-uniform, so that keys are asked
+    for again at every distance, mostly short ones: without these, small models never start to
+    retrieve.
 
     Raises:
         SpecError: if the pairs or the alphabet do not fit.
@@ -79,8 +80,8 @@ def document(
     low, high = spec.filler_share
     if not 0 <= low <= high < 1 or spec.filler_longest_tokens < 1:
         raise SpecError(
-            f"filler_share {spec.filler_share} must be a range within [0, 1) and filler_longest_tokens "
-            f"{spec.filler_longest_tokens} be at least 1"
+            f"filler_share {spec.filler_share} must be a range within [0, 1) and "
+            f"filler_longest_tokens {spec.filler_longest_tokens} be at least 1"
         )
     keys, values = alphabet(vocabulary_size, spec.keys)
     rng = generator(spec.seed, "recall", index)

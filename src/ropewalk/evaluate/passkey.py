@@ -85,7 +85,9 @@ class Prompts:
         """Return the trial of `context_tokens` tokens with the key at `distance`.
 
         Without `context_tokens` there is no filler before the key: the shortest prompt, which must
-        not exceed `at_most` tokens. None if no such prompt exists: the question alone is longer than the distance, or what is
+        not exceed `at_most` tokens.
+
+        None if no such prompt exists: the question alone is longer than the distance, or what is
         left of the context is shorter than the introduction, or no cut gives the exact counts, or
         the tokens of the prompt change when the answer follows.
         """
