@@ -19,7 +19,12 @@ def register(commands: Any) -> None:
             "locations, and say which scales can run here. Nothing is changed."
         ),
     )
-    command.add_argument("--config", type=Path, default=Path("config.yaml"))
+    command.add_argument(
+        "--config",
+        type=Path,
+        default=Path("config.yaml"),
+        help="the configuration to read (default: config.yaml of this folder)",
+    )
     command.set_defaults(run=run)
 
 

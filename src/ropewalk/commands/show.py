@@ -21,7 +21,12 @@ def register(commands: Any) -> None:
     command.add_argument("study", help="a study in papers/, e.g. position_interpolation; or shared")
     command.add_argument("--scale", help="tiny, mini, small, gpu or paper (default: config.yaml)")
     command.add_argument("--json", action="store_true", help="print JSON instead of lines")
-    command.add_argument("--config", type=Path, default=Path("config.yaml"))
+    command.add_argument(
+        "--config",
+        type=Path,
+        default=Path("config.yaml"),
+        help="the configuration to read (default: config.yaml of this folder)",
+    )
     command.set_defaults(run=run)
 
 

@@ -17,7 +17,12 @@ def register(commands: Any) -> None:
     )
     command.add_argument("target", help="e.g. results/mini/report, position_interpolation, all")
     command.add_argument("--scale", help="tiny, mini, small, gpu or paper (default: config.yaml)")
-    command.add_argument("--config", type=Path, default=Path("config.yaml"))
+    command.add_argument(
+        "--config",
+        type=Path,
+        default=Path("config.yaml"),
+        help="the configuration to read (default: config.yaml of this folder)",
+    )
     command.set_defaults(run=run)
 
 

@@ -123,8 +123,10 @@ def _resolve(
         file = decode(StudyFile, unwrap(tree))
     except SpecError as error:
         problems.take(error, tree)
-        file = StudyFile()
-        tree = {}
+        # Without the sections that failed, so that the problems of the others are found too.
+        failed = {problem.path[0] for problem in error.problems if problem.path}
+        tree = {key: value for key, value in tree.items() if key not in failed}
+        file = decode(StudyFile, unwrap(tree))
     layers: dict[str, str] = {}
     for kind in ("architectures", "models"):
         for part, value in getattr(file, kind).items():
