@@ -67,7 +67,10 @@ class Chain:
             "tokenizer",
             TokenizerJob(
                 tokenizer=TrainedTokenizer(
-                    corpus="train", vocabulary_size=400, training_bytes=10_000
+                    corpus="train",
+                    vocabulary_size=400,
+                    reserved_tokens=32,
+                    training_bytes=10_000,
                 ),
                 source=self.source,
                 corpus=self.corpus,

@@ -51,7 +51,7 @@ def artifacts(
         spec={},
         inputs={},
         files=[folder / "tokenizer.json"],
-        result={"vocabulary_size": 400, "bos": 0, "eos": 1},
+        result={"vocabulary_size": 400, "bos": 0, "eos": 1, "reserved_tokens": 16},
     )
     folder = tmp_path / "tokens"
     folder.mkdir()
@@ -276,7 +276,7 @@ def test_recall_probe_equals_a_plain_loop(artifacts: Artifacts, tmp_path: Path) 
     for distance in found["distances"]:
         right = 0
         for trial in range(5):
-            ids, answer, position = recall.probe(64, distance, 3, 8, trial, 2, filler, 400)
+            ids, answer, position = recall.probe(64, distance, 3, 8, trial, 2, filler, 16)
             with torch.no_grad():
                 logits = model(input_ids=torch.from_numpy(ids[:position])[None]).logits[0, -1]
             right += int(logits.argmax().item() == answer)

@@ -19,6 +19,7 @@ class LoadedTokenizer:
     vocabulary_size: int  # ids are below this
     bos: int | None
     eos: int | None
+    reserved: int = 0  # tokens that no text contains, ids 2, 3, ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Return the token ids (int64) of each text, without special tokens."""
@@ -43,4 +44,5 @@ def load(manifest: Manifest) -> LoadedTokenizer:
         vocabulary_size=result["vocabulary_size"],
         bos=result.get("bos"),
         eos=result.get("eos"),
+        reserved=result.get("reserved_tokens", 0),
     )

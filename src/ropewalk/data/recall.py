@@ -1,10 +1,9 @@
 """Synthetic recall: marked key-value pairs in a stream, and keys asked for again later.
 
-Everything is built from token ids. A pair is three tokens: marker, key, value. The marker never
-occurs in text (it is the tokenizer's EOS), so a key token that happens to stand in filler text is
-not a pair. In training documents keys come back with the value they were first shown with; a probe
-shows pairs once, then filler, then the marker and one of the keys: the model has to answer with its
-value.
+Everything is built from token ids. A pair is three tokens: marker, key, value. None of them occurs
+in text: the marker is the tokenizer's EOS, keys and values are tokens it reserves. In training
+documents keys come back with the value they were first shown with; a probe shows pairs once or more,
+then filler, then the marker and one of the keys: the model has to answer with its value.
 """
 
 import numpy as np
@@ -16,28 +15,27 @@ from ropewalk.data.spec import RecallCorpus
 
 BOS = 0  # ids of the tokenizers trained here; the tokenize stage refuses others
 MARKER = 1
+FIRST_RESERVED = 2
 PAIR_TOKENS = 3
 MINIMUM_DISTANCE = 4  # key, value, marker, asked key: the pair right before the question
 FILLER_TOKENS = 1 << 22  # how much of a corpus filler is cut from
 
 
-def alphabet(vocabulary_size: int, keys: int) -> tuple[np.ndarray, np.ndarray]:
+def alphabet(reserved_tokens: int, keys: int) -> tuple[np.ndarray, np.ndarray]:
     """Return `(key ids, value ids)`, int64 [keys] each, disjoint.
 
-    They alternate and are spread evenly over [vocabulary_size / 8, vocabulary_size): past special
-    tokens and single bytes, common and rare words alike.
+    They are the tokenizer's reserved tokens, which no text contains: a key that also stood in the
+    filler would be a second, wrong clue, and models of a million parameters drown in those.
 
     Raises:
-        SpecError: if the vocabulary has no room for them.
+        SpecError: if the tokenizer reserves too few.
     """
-    first = vocabulary_size // 8
-    room = vocabulary_size - first
-    if not 0 < 2 * keys <= room:
+    if not 0 < 2 * keys <= reserved_tokens:
         raise SpecError(
-            f"keys: {keys} keys and as many values do not fit a vocabulary of {vocabulary_size}; "
-            f"use 1 to {room // 2}"
+            f"keys: {keys} keys and as many values need {2 * keys} reserved tokens; the tokenizer "
+            f"has {reserved_tokens}: raise its reserved_tokens"
         )
-    ids = first + np.arange(2 * keys, dtype=np.int64) * room // (2 * keys)
+    ids = FIRST_RESERVED + np.arange(2 * keys, dtype=np.int64)
     return ids[0::2], ids[1::2]
 
 
@@ -61,7 +59,7 @@ def filler_of(tokens: Tokens, limit: int = FILLER_TOKENS) -> np.ndarray:
 
 
 def document(
-    spec: RecallCorpus, index: int, filler: np.ndarray, vocabulary_size: int
+    spec: RecallCorpus, index: int, filler: np.ndarray, reserved_tokens: int
 ) -> np.ndarray:
     """Return recall document `index`: int64 [spec.length_tokens], a pure function of its arguments.
 
@@ -83,7 +81,7 @@ def document(
             f"filler_share {spec.filler_share} must be a range within [0, 1) and "
             f"filler_longest_tokens {spec.filler_longest_tokens} be at least 1"
         )
-    keys, values = alphabet(vocabulary_size, spec.keys)
+    keys, values = alphabet(reserved_tokens, spec.keys)
     rng = generator(spec.seed, "recall", index)
     pairs = int(rng.integers(least, most + 1))
     table = np.stack(  # [pairs, 3]
@@ -145,7 +143,7 @@ def probe(
     trial: int,
     seed: int,
     filler: np.ndarray,
-    vocabulary_size: int,
+    reserved_tokens: int,
     bos: int | None = BOS,
     shown: int = 1,
 ) -> tuple[np.ndarray, int, int]:
@@ -166,7 +164,7 @@ def probe(
             f"distance: {distance} with {pairs} pairs in a context of {context_tokens} tokens; "
             + (f"use {limits[0]} to {limits[1]}" if limits else "the pairs do not fit")
         )
-    key_ids, value_ids = alphabet(vocabulary_size, keys)
+    key_ids, value_ids = alphabet(reserved_tokens, keys)
     if not 1 <= pairs <= keys or shown < 1:
         raise SpecError(
             f"pairs: {pairs} must lie within 1 and keys = {keys}, shown: {shown} be at least 1"

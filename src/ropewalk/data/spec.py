@@ -81,6 +81,7 @@ class TrainedTokenizer:
     corpus: str  # what it is trained on
     vocabulary_size: int
     training_bytes: int  # how much text is read
+    reserved_tokens: int = 0  # of the vocabulary: never in text, for recall documents
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

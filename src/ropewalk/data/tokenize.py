@@ -162,7 +162,7 @@ def _write_recall(
     spec: TokenizeJob = job.spec
     filler = recall.filler_of(Tokens(job.input("filler")))
     for index in range(corpus.documents):
-        ids = recall.document(corpus, index, filler, tokenizer.vocabulary_size)
+        ids = recall.document(corpus, index, filler, tokenizer.reserved)
         if spec.bos:  # in place of the last token: the length stays what the spec says
             ids = np.concatenate([[recall.BOS], ids[:-1]])
         tally.write(f"recall-{index}", ids, subset=None, text_bytes=0)

@@ -36,10 +36,12 @@ def work(job: Job) -> tuple[list[Path], dict[str, Any]]:
     eos: str | None
     if isinstance(spec.tokenizer, TrainedTokenizer):
         texts = _TrainingTexts(job, spec.tokenizer.training_bytes)
-        tokenizer = train(iter(texts), spec.tokenizer.vocabulary_size)
+        reserved = spec.tokenizer.reserved_tokens
+        tokenizer = train(iter(texts), spec.tokenizer.vocabulary_size, reserved)
         _check_trained(tokenizer, spec.tokenizer, texts)
         bos, eos = BOS, EOS
         trained_on = {"training_documents": texts.documents, "training_bytes": texts.bytes}
+        trained_on["reserved_tokens"] = reserved
     else:
         tokenizer, bos, eos = _imported(spec.tokenizer)
         _check_imported(tokenizer, spec.tokenizer)
@@ -55,18 +57,18 @@ def work(job: Job) -> tuple[list[Path], dict[str, Any]]:
     return files, result
 
 
-def train(texts: Iterator[str], vocabulary_size: int) -> Tokenizer:
+def train(texts: Iterator[str], vocabulary_size: int, reserved_tokens: int = 0) -> Tokenizer:
     """Return a byte-level BPE (Radford et al. 2019, section 2.2) trained on `texts`.
 
     All 256 bytes are in the vocabulary, so nothing is ever unknown. Equal texts in equal order
-    give an equal tokenizer, whatever the number of threads.
+    give an equal tokenizer, whatever the number of threads. Reserved tokens have the ids from 2 on.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary_size,
-        special_tokens=[BOS, EOS],
+        special_tokens=[BOS, EOS, *(f"<reserved-{i}>" for i in range(reserved_tokens))],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )

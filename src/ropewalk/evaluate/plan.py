@@ -120,7 +120,7 @@ def _recall(
             number,
             seed,
             filler,
-            tokenizer.vocabulary_size,
+            tokenizer.reserved,
             tokenizer.bos,
             protocol.shown,
         )
