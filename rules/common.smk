@@ -7,7 +7,7 @@ from ropewalk.study.lookups import Lookups
 
 try:
     lookups = Lookups.load(config, Path(workflow.basedir))
+    lookups.prepare_jobs()
 except SpecError as error:
-    raise WorkflowError(f"the configuration cannot be used:\n{error}")
+    raise WorkflowError(f"nothing can be planned:\n{error}")
 plan = lookups.plan
-lookups.prepare_jobs()

@@ -10,9 +10,11 @@ import pytest
 from ropewalk.base.canonical import EXECUTION
 from ropewalk.base.manifest import (
     MANIFEST,
+    PROVENANCE,
     ArtifactError,
     Manifest,
     read_manifest,
+    read_provenance,
     recipe_id,
     write_manifest,
 )
@@ -129,3 +131,31 @@ def test_every_kind_of_damage_is_refused_with_file_and_remedy(tmp_path: Path, ki
     assert message in str(caught.value)
     assert remedy in str(caught.value)
     assert str(tmp_path) in str(caught.value)
+
+
+WHOLE: dict[str, Any] = {
+    "recipe": "r",
+    "manifest": "{}",
+    "inputs": {},
+    "code_files": {},
+    "libraries": {},
+    "files": {},
+    "rebuilds": 0,
+}
+
+
+@pytest.mark.parametrize("key", [None, *WHOLE])
+@pytest.mark.parametrize("value", [..., [], "text"], ids=["absent", "list", "text"])
+def test_provenance_is_whole_or_none(tmp_path: Path, key: str | None, value: object) -> None:
+    """Guards against a record with a hole that later raises in the middle of a plan."""
+    assert read_provenance(tmp_path) is None
+    (tmp_path / PROVENANCE).write_text(json.dumps(WHOLE))
+    assert read_provenance(tmp_path) == WHOLE
+    if key is None:
+        (tmp_path / PROVENANCE).write_text("[" if value is ... else json.dumps(value))
+        assert read_provenance(tmp_path) is None
+        return
+    data = {k: v for k, v in {**WHOLE, key: value}.items() if v is not ...}
+    (tmp_path / PROVENANCE).write_text(json.dumps(data))
+    fits = isinstance(value, type(WHOLE[key]))
+    assert read_provenance(tmp_path) == (data if fits else None)

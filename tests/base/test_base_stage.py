@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ import pytest
 
 from ropewalk.base.canonical import digest
 from ropewalk.base.closure import closure
-from ropewalk.base.files import write_text
+from ropewalk.base.files import write_json, write_text
 from ropewalk.base.manifest import MANIFEST, PROVENANCE, ArtifactError, Manifest
-from ropewalk.base.stage import SUBMITTED_CODE, Job, StageError, run_stage
+from ropewalk.base.stage import SUBMITTED_CODE, Job, StageError, canonical_code, run_stage
 
 ENTRY = "ropewalk.base.rng"
 
@@ -37,6 +38,8 @@ class Stage:
         write_text(file, job.spec.text + self.suffix)
         return [file], {"letters": len(job.spec.text)}
 
+    causes: dict[str, Any] = dataclasses.field(default_factory=dict)
+
     def run(self, text: str = "abc", rebuilds: int = 0, **inputs: Path) -> Manifest:
         return run_stage(
             "demo",
@@ -46,7 +49,12 @@ class Stage:
             inputs=inputs,
             folder=self.folder,
             rebuilds=rebuilds,
+            **self.causes,
         )
+
+    def rewrite(self, **changes: Any) -> None:
+        """Change what the provenance file says."""
+        write_json(self.folder / PROVENANCE, {**self.provenance(), **changes})
 
     def provenance(self) -> dict[str, Any]:
         data: dict[str, Any] = json.loads((self.folder / PROVENANCE).read_text())
@@ -98,6 +106,73 @@ def test_other_input_content_is_other_work(stage: Stage, other: Stage) -> None:
     assert second.content != first.content
     stage.run(tokens=path)
     assert stage.done == 2
+
+
+def test_another_listing_is_other_work(stage: Stage) -> None:
+    """Guards against a corpus that changed on disk under an inventory that says `unchanged`."""
+    stage.causes = {"listing": "files=a"}
+    stage.run()
+    stage.run()
+    assert (stage.done, stage.provenance()["listing"]) == (1, "files=a")
+    stage.causes = {"listing": "files=b"}
+    stage.run()
+    assert (stage.done, stage.provenance()["listing"]) == (2, "files=b")
+
+
+def test_only_libraries_of_the_stage_count(stage: Stage) -> None:
+    """Guards against trainings redone for a plotting library, and kept under another numpy."""
+    stage.run()
+    installed = metadata.version("numpy")
+    stage.rewrite(libraries={"numpy": f"{installed}+local", "matplotlib": "0.1"})
+    stage.causes = {"libraries": {"numpy": None}}
+    stage.run()
+    assert stage.done == 1
+    stage.causes = {"libraries": {"numpy": None, "matplotlib": None}}
+    stage.run()
+    assert stage.done == 2
+    stage.rewrite(libraries={})
+    stage.causes = {"libraries": {"numpy": None}}
+    stage.run()
+    assert stage.done == 3
+
+
+def test_other_version_than_pinned_is_refused(stage: Stage) -> None:
+    """Guards against numbers recorded under a version that was pinned but never installed."""
+    installed = metadata.version("numpy")
+    stage.causes = {"libraries": {"numpy": "0.1", "no-such-library": "1.0"}}
+    with pytest.raises(StageError) as caught:
+        stage.run()
+    message = str(caught.value)
+    assert f"numpy {installed} where 0.1 is pinned" in message
+    assert "no-such-library (not installed) where 1.0 is pinned" in message
+    assert "make env" in message
+    assert stage.done == 0
+    stage.causes = {"libraries": {"numpy": f"{installed}+cpu"}}  # a build of the same release
+    stage.run()
+    assert stage.done == 1
+
+
+def test_accepted_code_is_no_other_work(stage: Stage) -> None:
+    """Guards against a month of training redone for a change declared harmless."""
+    first = stage.run()
+    now = stage.provenance()["code_files"]
+    file = "ropewalk/base/rng.py"
+    older = {**now, file: "0" * 12}
+    stage.rewrite(code_files=older, code=digest(older))
+    stage.causes = {"accepted": {(file, now[file]): "0" * 12}}
+    assert stage.run() == first
+    assert stage.done == 1
+    stage.causes = {"accepted": {(file, now[file]): "1" * 12}}
+    stage.run()
+    assert stage.done == 2
+
+
+def test_accepted_digests_lead_to_the_oldest() -> None:
+    """Guards against a chain of accepted changes that is followed one step only, or for ever."""
+    accepted = {("a", "3"): "2", ("a", "2"): "1", ("b", "2"): "9", ("c", "1"): "2", ("c", "2"): "1"}
+    found = canonical_code({"a": "3", "b": "3", "c": "1"}, accepted)
+    assert (found["a"], found["b"]) == ("1", "3")
+    assert found["c"] in {"1", "2"}
 
 
 def test_a_deleted_manifest_is_restored_without_work(stage: Stage) -> None:

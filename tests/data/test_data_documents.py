@@ -1,3 +1,4 @@
+import dataclasses
 import gzip
 import hashlib
 import io
@@ -8,6 +9,7 @@ import pytest
 import zstandard
 from data_samples import Chain, Run
 
+from ropewalk.base.manifest import Manifest
 from ropewalk.base.stage import StageError
 from ropewalk.data.documents import Document, Skipped, read_documents
 from ropewalk.data.lines import read_lines
@@ -103,6 +105,80 @@ def test_unusable_records_are_skipped_by_cause(run: Run, tmp_path: Path) -> None
         ("a.jsonl:0", "one", "Books"),
         ("a.jsonl:9", "zwölf\u2028\u2028", None),
     ]
+
+
+def write_jsonl(run: Run, folder: Path, files: int, lines: int) -> tuple[JsonlSource, Manifest]:
+    """Write files of numbered documents and list them."""
+    folder.mkdir()
+    for file in range(files):
+        texts = [json.dumps({"text": f"{file}:{line}"}) for line in range(lines)]
+        (folder / f"{file:02}.jsonl").write_text("\n".join(texts) + "\n")
+    source = JsonlSource(location="x", train=("*.jsonl",))
+    return source, run("inventory", InventoryJob(source=source, folder=str(folder)), "inventory")
+
+
+def test_json_lines_come_file_by_file_in_a_seeded_order(run: Run, tmp_path: Path) -> None:
+    """Guards against a seed without effect: a limit would always read the first files by name."""
+    folder = tmp_path / "raw"
+    source, inventory = write_jsonl(run, folder, files=8, lines=5)
+
+    def read(seed: int) -> list[str]:
+        corpus = DocumentCorpus(source="x", split="train", seed=seed)
+        items = list(read_documents(corpus, source, inventory, str(folder)))
+        assert [item.index for item in items] == list(range(40))
+        return [item.id for item in items]
+
+    def expected(seed: int) -> list[str]:
+        def place(name: str) -> bytes:
+            hashed = hashlib.sha256(f"{seed}/order/{name}".encode()).digest()
+            return hashed[7::-1]  # eight bytes, the last one first: a little-endian number
+
+        names = sorted((f"{file:02}.jsonl" for file in range(8)), key=place)
+        return [f"{name}:{line}" for name in names for line in range(5)]
+
+    orders = {tuple(read(seed)) for seed in range(4)}
+    assert len(orders) == 4
+    assert orders == {tuple(expected(seed)) for seed in range(4)}
+
+
+def test_a_sample_is_a_seeded_share_of_every_file(run: Run, tmp_path: Path) -> None:
+    """Guards against a draw that depends on the order, or that takes some files and not others."""
+    folder = tmp_path / "raw"
+    source, inventory = write_jsonl(run, folder, files=6, lines=500)
+
+    def read(share: float | None, seed: int = 0) -> list[str]:
+        corpus = DocumentCorpus(source="x", split="train", sample=share, seed=seed)
+        items = list(read_documents(corpus, source, inventory, str(folder)))
+        assert [item.index for item in items] == list(range(len(items)))
+        return [item.id for item in items]
+
+    whole, tenth, third = read(None), read(0.1), read(0.3)
+    assert read(1.0) == whole
+    assert read(0.1) == tenth
+    assert read(0.1, seed=1) != tenth
+    assert [name for name in whole if name in set(tenth)] == tenth
+    assert set(tenth) < set(third)  # a larger share adds documents and drops none
+    for file in range(6):  # mean 50, standard deviation 6.7
+        assert 20 < sum(name.startswith(f"{file:02}.") for name in tenth) < 80
+
+
+@pytest.mark.parametrize("share", [0.0, -0.1, 1.5])
+def test_a_share_that_is_none_is_refused(share: float) -> None:
+    """Guards against a percentage in the place of a share, and against an empty corpus."""
+    with pytest.raises(ValueError, match=r"sample .* must lie above 0 and not above 1"):
+        DocumentCorpus(source="x", split="train", sample=share)
+
+
+def test_a_sample_of_python_files_is_drawn_by_path(chain: Chain) -> None:
+    """Guards against a share that only JSON lines know."""
+
+    def read(share: float | None) -> list[str]:
+        corpus = dataclasses.replace(chain.corpus, sample=share)
+        return [d.id for d in read_documents(corpus, chain.source, chain.inventory)]
+
+    whole, half = read(None), read(0.5)
+    assert 0 < len(half) < len(whole)
+    assert [name for name in whole if name in half] == half
 
 
 def test_python_documents_are_the_files_in_a_seeded_order(chain: Chain) -> None:

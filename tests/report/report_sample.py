@@ -22,6 +22,7 @@ from ropewalk.evaluate.spec import (
 from ropewalk.model.spec import Architecture, LinearRope, Numerics, PlainRope
 from ropewalk.report import judge, stage
 from ropewalk.report.spec import (
+    Accepted,
     Claim,
     Exact,
     JudgeJob,
@@ -301,6 +302,7 @@ def judge_job(**changes: Any) -> JudgeJob:
             "Models of 1 M parameters trained on Python sources, not LLaMA on the Pile.",
             HOSTILE,
         ),
+        "unstated": ("Gradient clipping (none here).", HOSTILE),
         "provenance": {pi: {"optimizer.lr": "paper", "schedule.shape": "assumed"}},
         "bootstrap_draws": 500,
     }
@@ -372,6 +374,16 @@ def _evaluation(
     return folder / MANIFEST
 
 
+ACCEPTED = (
+    Accepted(
+        file="ropewalk/data/pack.py",
+        old="0123456789ab",
+        new="ba9876543210",
+        reason=f"Only a message differs. {HOSTILE}",
+    ),
+)
+
+
 def build(root: Path, **changes: Any) -> Path:
     """Judge and report the sample under `root`; return the folder of the report."""
     inputs = build_inputs(root)
@@ -387,7 +399,7 @@ def build(root: Path, **changes: Any) -> Path:
         "report",
         "ropewalk.report.stage",
         stage.work,
-        spec=ReportJob(name="sample", scale="mini"),
+        spec=ReportJob(name="sample", scale="mini", accepted=ACCEPTED),
         inputs={"judged:pi": root / "judged" / MANIFEST},
         folder=root / "report",
     )

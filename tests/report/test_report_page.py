@@ -175,8 +175,15 @@ def test_report_json_follows_the_schema(sample):
     report = read_json(sample / "report" / "report.json")
     validator = jsonschema.Draft202012Validator(schema)
     validator.validate(report)
-    del report["studies"]["pi"]["claims"]["theory"]["outcome"]
-    assert not validator.is_valid(report)
+    for place, key in (
+        (report["studies"]["pi"]["claims"]["theory"], "outcome"),
+        (report["studies"]["pi"], "unstated"),
+        (report["accepted"][0], "reason"),
+    ):
+        value = place.pop(key)
+        assert not validator.is_valid(report)
+        place[key] = value
+    validator.validate(report)
 
 
 def test_same_data_same_bytes(sample):
@@ -184,8 +191,31 @@ def test_same_data_same_bytes(sample):
     judged = read_json(sample / "judged" / "judged.json")
     report = sample / "report"
     assert page.study_page("sample", judged) == (report / "pi.html").read_text(encoding="utf-8")
-    index = page.index_page("sample", "mini", {"pi": judged})
+    index = page.index_page("sample", "mini", {"pi": judged}, report_sample.ACCEPTED)
     assert index == (report / "index.html").read_text(encoding="utf-8")
+
+
+def test_accepted_changes_stand_on_the_index_and_in_the_data(sample):
+    """Guards against a report that hides what was not made again."""
+    (change,) = report_sample.ACCEPTED
+    text = Reader((sample / "report" / "index.html").read_text(encoding="utf-8")).text
+    for value in (change.file, change.old, change.new, change.reason):
+        assert value in text
+    assert read_json(sample / "report" / "report.json")["accepted"] == [
+        {"file": change.file, "from": change.old, "to": change.new, "reason": change.reason}
+    ]
+    judged = read_json(sample / "judged" / "judged.json")
+    assert "accepted without recomputing" not in page.index_page("sample", "mini", {"pi": judged})
+
+
+def test_what_the_paper_leaves_open_stands_on_the_page_and_in_the_data(sample):
+    """Guards against our own choices that pass for the authors'."""
+    unstated = list(report_sample.judge_job().unstated)
+    text = Reader((sample / "report" / "pi.html").read_text(encoding="utf-8")).text
+    section = text[text.index("What the paper does not say") : text.index("departs from itself")]
+    assert all(line in section for line in unstated)
+    report = read_json(sample / "report" / "report.json")
+    assert report["studies"]["pi"]["unstated"] == unstated
 
 
 def test_data_files_are_all_the_files_the_stage_reads():

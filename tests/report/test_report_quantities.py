@@ -38,6 +38,16 @@ def test_snapshot_names_mean_steps_and_not_text_order(snapshot, step):
     assert ppl.number == pytest.approx(expected["perplexity"], rel=1e-12)
 
 
+def test_first_is_step_0_and_nothing_that_stands_in_for_it():
+    """Guards against trained weights judged as untrained ones where step 0 was not kept."""
+    kept = {step: SNAPSHOTS[step] for step in (10, 100)}
+    results = Results(study="pi", by_name={("pi/loss", "pi/a"): result("pi/a", LOSSES, kept)})
+    found = extract(q("pi/a", snapshot="first"), results)
+    assert isinstance(found, Missing)
+    assert not found.broken
+    assert found.reason == "pi/loss of pi/a has no snapshot before any step, only at 10, 100"
+
+
 def test_accuracy_of_losses_is_hits_over_tokens():
     """Guards against losses being read where hits were asked for."""
     data = SNAPSHOTS[100]["contexts"]["1x"]

@@ -34,6 +34,7 @@ runs:
       batch: { sequences: 4 }
       optimizer: { lr: 1.0e-3, betas: [0.9, 0.95] }
       schedule: { shape: constant }
+provenance: { "*": assumed, "corpora.*.split": seed }
 """
 
 DEMO = """\
@@ -91,7 +92,9 @@ tables:
       - { run: { method: pi, length: 2x }, label: PI, cells: ["7.1", "6.9"] }
       - { run: { method: pi, length: 8x }, label: PI 8x, cells: ["7.1", "6.9"] }
 decides: [better]
-provenance: { "runs.*": paper, "evaluations.*": paper, "*.seed": assumed }
+provenance:
+  { "runs.*": paper, "evaluations.*": paper, "*.seed": assumed, "corpora.test.split": paper,
+    "checks.*": paper, "claims.*": paper, "tables.*": paper, "decides": assumed }
 """
 
 

@@ -89,6 +89,28 @@ def test_a_claim_without_its_run_is_not_tested_and_says_what_is_lacking(tmp_path
     assert "direct" in claim.note
 
 
+def test_a_note_does_not_hide_why_a_claim_is_not_tested(tmp_path: Path) -> None:
+    """Guards against a remark on the claim that reads as the reason for having no verdict."""
+    demo = changed(
+        DEMO,
+        {
+            ("runs", "extend", "only"): [{"method": "pi"}],
+            ("decides",): [],
+            ("claims", "better", "note"): "A remark.",
+        },
+    )
+    note = job(plan(write(tmp_path, demo=demo))).claims["better"].note
+    assert note is not None
+    assert note.startswith("this scale has no loss of {'method': 'direct'}")
+    assert note.endswith("A remark.")
+
+
+def test_what_the_paper_leaves_open_reaches_the_judge(tmp_path: Path) -> None:
+    """Guards against a list that only the YAML shows."""
+    demo = changed(DEMO, {("unstated",): ["clipping"]})
+    assert job(plan(write(tmp_path, demo=demo))).unstated == ("clipping",)
+
+
 def test_steps_of_the_paper_stand_for_steps_of_ours(tmp_path: Path) -> None:
     """Guards against step 200 of the paper beside step 200 of a run of 80 steps."""
     ascending = ("claims", "better", "rule", "ascending")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ropewalk.cli import main
+from ropewalk.study.project import load_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -122,14 +123,114 @@ def test_the_architectures_have_as_many_weights_as_the_released_models(
     assert found == {PARAMETERS[size]}
 
 
+def classes(shown: dict[str, Any], section: str, keys: str) -> set[str]:
+    """Return the classes of settings, named without the run, over all runs that have them."""
+    wanted = tuple(f".{key}" for key in keys.split())
+    found = {
+        path: kind
+        for path, kind in shown["provenance"].items()
+        if path.startswith(f"{section}.") and path.endswith(wanted)
+    }
+    for key in wanted:
+        assert [path for path in found if path.endswith(key)], f"no setting {key}"
+    return set(found.values())
+
+
 def test_what_section_3_1_states_is_classed_so(shown: dict[str, Any]) -> None:
     """Guards against our choices that pass for the authors', and the other way round."""
     stated = (
         "optimizer.betas optimizer.lr optimizer.weight_decay schedule.warmup_steps "
         "schedule.warmup_from batch.sequences hardware.processes phases.0.steps "
-        "phases.0.length_tokens phases.0.windows start numerics.attention"
-    ).split()
-    ours = "schedule.shape numerics.precision optimizer.epsilon seed hardware.nodes".split()
-    for run in shown["runs"]:
-        assert {shown["provenance"][f"runs.{run}.{key}"] for key in stated} == {"seed"}
-        assert {shown["provenance"][f"runs.{run}.{key}"] for key in ours} == {"assumed"}
+        "phases.0.windows start numerics.attention"
+    )
+    ours = (
+        "schedule.shape schedule.final numerics.precision numerics.matmul optimizer.epsilon seed "
+        "hardware.device hardware.nodes hardware.sequences_per_forward "
+        "hardware.recompute_activations hardware.checkpoint_every_seconds tokenizer"
+    )
+    assert classes(shown, "runs", stated) == {"seed"}
+    assert classes(shown, "runs", ours) == {"assumed"}
+
+
+@pytest.mark.parametrize("cell", sorted(CELLS), ids="-".join)
+def test_the_lengths_of_section_3_1_are_8192_and_32768(
+    shown: dict[str, Any], cell: tuple[str, str, str, str]
+) -> None:
+    """Guards against 16384, which only the tables name, classed as stated in the setup."""
+    path = f"runs.{'-'.join(cell)}.phases.0.length_tokens"
+    assert shown["provenance"][path] == ("paper" if cell[2] == "8x" else "seed")
+    windows = f"data.pack.{cell[3]}/{LENGTHS[cell[2]]}.length_tokens"
+    assert shown["provenance"][windows] == shown["provenance"][path]
+
+
+def test_what_the_llama_paper_leaves_to_the_released_configurations(shown: dict[str, Any]) -> None:
+    """Guards against FFN widths and epsilons that pass for printed ones."""
+    printed = "architecture.layers architecture.hidden architecture.heads architecture.family"
+    window = "architecture.context_tokens architecture.rope_base"
+    released = (
+        "architecture.ffn architecture.vocabulary_size architecture.norm_epsilon "
+        "architecture.tied_embeddings architecture.init_std architecture.rotary_share"
+    )
+    assert classes(shown, "runs", f"{printed} {window}") == {"paper"}
+    assert classes(shown, "runs", released) == {"repo"}
+
+
+def test_the_protocols_are_the_papers_but_for_what_it_leaves_open(shown: dict[str, Any]) -> None:
+    """Guards against the length of a passkey prompt, or its corpus, that passes for stated."""
+    for name in ("pg19", "proof_pile"):
+        stated = "protocol.stride_tokens protocol.documents protocol.contexts.4x corpus"
+        assert classes(shown, f"evaluations.{name}", stated) == {"paper"}
+    stated = "protocol.distances protocol.trials protocol.threshold protocol.context_tokens"
+    assert classes(shown, "evaluations.retrieval", stated) == {"paper"}
+    assert classes(shown, "evaluations.retrieval", "protocol.prompt corpus") == {"assumed"}
+    ours = "numerics.precision numerics.attention device seed sequences_per_forward"
+    assert classes(shown, "evaluations", ours) == {"assumed"}
+
+
+def test_an_evaluation_reaches_the_window_a_model_was_extended_to(shown: dict[str, Any]) -> None:
+    """Guards against an override that the settings shown do not contain."""
+    for name in ("pg19", "proof_pile"):
+        runs = shown["evaluations"][name]["runs"]
+        assert {run.split("/")[1] for run in runs if run.startswith("position")} == {
+            "-".join(cell) for cell in CELLS
+        }
+        for run, applied in runs.items():
+            contexts = applied["protocol"]["contexts"]
+            length = run.split("-")[2] if run.startswith("position") else "4x"
+            assert contexts == {
+                f"{2**i}x": 2048 * 2**i for i in range(int(length[:-1]).bit_length())
+            }
+
+
+def test_the_data_are_classed_by_who_chose_them(shown: dict[str, Any]) -> None:
+    """Guards against limits, samples and packing of ours that pass for the authors'."""
+    known = shown["provenance"]
+    assert known["data.tokenize.pile-train/llama.corpus.source"] == "seed"
+    assert known["data.tokenize.pg19-test/llama.corpus.split"] == "paper"
+    assert known["data.tokenize.proof-pile-test/llama.corpus.minimum_tokens"] == "paper"
+    for ours in (
+        "data.tokenize.pile-train/llama.corpus.limit_tokens",
+        "data.tokenize.redpajama-train/llama.corpus.sample",
+        "data.tokenize.pile-train/llama.bos",
+        "data.pack.pile/8192.windows.policy",
+    ):
+        assert known[ours] == "assumed"
+
+
+def test_a_corpus_that_is_sorted_by_kind_is_sampled_and_not_cut(shown: dict[str, Any]) -> None:
+    """Guards against a fine-tuning on one part of RedPajama; 1.2 T tokens, 0.52 B are read."""
+    corpus = shown["data"]["tokenize"]["redpajama-train/llama"]["corpus"]
+    assert "limit_tokens" not in corpus
+    assert 64 * 8192 * 1000 < corpus["sample"] * 1.2e12 < 2 * 64 * 8192 * 1000
+
+
+def test_what_we_observed_ourselves_is_promised_nowhere(shown: dict[str, Any]) -> None:
+    """Guards against a rule written after its outcome was seen, sold as a prediction."""
+    note = shown["claims"]["pi_is_quicker"]["note"]
+    assert "not a claim of the paper" in note
+    assert "after a development run had shown its outcome" in note
+    for scale in ("tiny", "mini", "small", "gpu", "paper"):
+        plan = load_plan(ROOT / "config.yaml", {"scale": scale})
+        decides = plan.studies["position_interpolation"].file.decides
+        assert "pi_is_quicker" not in decides
+        assert ("pi_beats_direct" in decides) == (scale in ("mini", "small"))

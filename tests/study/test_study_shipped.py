@@ -4,13 +4,14 @@ import functools
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
 from ropewalk.base.canonical import plain
-from ropewalk.report.spec import Exact, JudgeJob
+from ropewalk.report.spec import Exact, JudgeJob, Quantity
 from ropewalk.study.config import SCALES
 from ropewalk.study.load import available
 from ropewalk.study.plan import Plan
@@ -78,6 +79,51 @@ def test_what_a_scale_promises_to_decide_it_measures(study: str, scale: str) -> 
     assert not [name for name in job.decides if job.claims[name].rule is None]
     exact = {n for n, c in plan.studies[study].file.claims.items() if isinstance(c.rule, Exact)}
     assert {name for name in exact if job.claims[name].rule is None} == set()
+
+
+def asked(job: JudgeJob) -> Iterator[tuple[str, Quantity]]:
+    """Yield every quantity that a claim, or a printed cell of a table, needs."""
+    for name, claim in job.claims.items():
+        parts = [claim.rule, *claim.requires]
+        for rule in parts:
+            for field in ("quantity", "baseline", "ascending", "along"):
+                value = getattr(rule, field, None)
+                for quantity in value if isinstance(value, tuple) else [value]:
+                    if quantity is not None:
+                        yield f"claims.{name}", quantity
+    for name, table in job.tables.items():
+        for place, quantity in job.cells[name].items():
+            row, column = map(int, place.split(","))
+            if table.rows[row].cells[column]:
+                yield f"tables.{name}.{place}", quantity
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("study", STUDIES)
+def test_weights_that_are_judged_are_kept_and_evaluated(study: str, scale: str) -> None:
+    """Guards against a snapshot that is missing after a month of training.
+
+    And the other way round: weights that no evaluation reads fill a disk for nothing.
+    """
+    plan = planned(scale)
+    job: JudgeJob = plan.node("judge", {"name": scale, "study": study}).spec
+    for where, quantity in asked(job):
+        assert isinstance(quantity.run, str)
+        run = plan.run(quantity.run)
+        last = sum(phase.steps or 0 for phase in run.phases)
+        evaluation = plan.evaluation(study, quantity.evaluation, quantity.run)
+        step = {"final": last, "first": 0}.get(quantity.snapshot)
+        step = int(quantity.snapshot) if step is None else step
+        read = {last, *run.snapshot_steps} if evaluation.snapshots == "all" else {last}
+        assert step in read, f"{where}: {quantity}"
+    for name in plan.studies[study].runs:
+        full = f"{study}/{name}"
+        snapshots = {
+            plan.evaluation(study, evaluation, full).snapshots
+            for evaluation in plan.studies[study].evaluations
+            if full in plan.evaluated(study, evaluation)
+        }
+        assert not plan.run(full).snapshot_steps or "all" in snapshots, name
 
 
 def imported(code: str) -> set[str]:

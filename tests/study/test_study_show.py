@@ -10,7 +10,7 @@ from study_samples import DEMO, SHARED, plan, write
 from ropewalk.base.canonical import leaves
 from ropewalk.base.spec import SpecError
 from ropewalk.cli import main
-from ropewalk.study.show import CLASSES, lines, resolved
+from ropewalk.study.show import CLASSES, SECTIONS, lines, resolved
 
 MINI_SHARED = """
 scales:
@@ -59,7 +59,8 @@ def test_an_unknown_study_is_one_message(
 def test_every_leaf_has_a_class_and_the_last_pattern_wins(tmp_path: Path) -> None:
     """Guards against settings of nobody, and against a pattern that hides a later one."""
     shown = resolved(plan(write(tmp_path)), "demo")
-    body = {"runs": shown["runs"], "evaluations": shown["evaluations"]}
+    body = {section: shown[section] for section in SECTIONS if shown[section]}
+    assert set(body) == set(SECTIONS)
     assert set(shown["provenance"]) == {path for path, _ in leaves(body)}
     assert shown["provenance"]["runs.pi-2x.seed"] == "assumed"
     assert shown["provenance"]["runs.pi-2x.batch.sequences"] == "paper"
@@ -84,6 +85,77 @@ def test_what_a_scale_writes_is_the_scales(tmp_path: Path) -> None:
         for key in ("seed", "optimizer.lr", "architecture.layers")
     }
     assert "scale" not in resolved(plan(tmp_path, scale="paper"), "demo")["provenance"].values()
+
+
+def test_an_evaluation_is_shown_as_it_applies_to_each_run(tmp_path: Path) -> None:
+    """Guards against a context that an override adds and that no reader of the settings sees."""
+    shown = resolved(plan(write(tmp_path)), "demo")
+    loss = shown["evaluations"]["loss"]
+    assert set(loss["runs"]) == {"shared/base", "demo/pi-2x", "demo/pi-4x", "demo/direct-2x"}
+    contexts = {run: applied["protocol"]["contexts"] for run, applied in loss["runs"].items()}
+    assert contexts.pop("demo/pi-4x") == {"1x": 16, "2x": 32, "4x": 64}
+    assert list(contexts.values()) == [loss["protocol"]["contexts"]] * 3
+    classes = shown["provenance"]
+    assert classes["evaluations.loss.runs.demo/pi-4x.protocol.contexts.4x"] == "paper"
+    assert classes["evaluations.loss.runs.demo/pi-4x.seed"] == "assumed"
+
+
+def test_what_an_override_of_a_scale_sets_is_the_scales(tmp_path: Path) -> None:
+    """Guards against a scale's own context that passes for the paper's, in the runs it concerns."""
+    mini = """
+scales:
+  mini:
+    evaluations: { loss: { overrides: { longer: { set: { protocol.contexts.4x: 48 } } } } }
+"""
+    write(tmp_path, demo=DEMO + mini, shared=f"{SHARED}scales: {{ mini: {{}} }}\n")
+    classes = resolved(plan(tmp_path, scale="mini"), "demo")["provenance"]
+    ours = {path for path, kind in classes.items() if kind == "scale"}
+    assert ours == {"evaluations.loss.runs.demo/pi-4x.protocol.contexts.4x"}
+
+
+def test_data_settings_have_the_class_of_their_definition(tmp_path: Path) -> None:
+    """Guards against a limit or a policy of ours that a reader cannot tell from the paper's.
+
+    The study's own globs go before the shared ones; what a stage adds itself has a class too.
+    """
+    shown = resolved(plan(write(tmp_path)), "demo")
+    classes = shown["provenance"]
+    assert classes["data.tokenize.train/bpe.corpus.split"] == "seed"
+    assert classes["data.tokenize.test/bpe.corpus.split"] == "paper"
+    assert classes["data.tokenizer.bpe.corpus.split"] == "seed"
+    assert classes["data.inventory.text.source.distributions"] == "assumed"
+    assert classes["data.pack.plain/32.windows.policy"] == "assumed"
+    assert classes["data.pack.plain/32.length_tokens"] == "paper"
+    assert classes["data.pack.plain/16.length_tokens"] == "assumed"
+    assert classes["data.tokenize.train/bpe.bos"] == "assumed"
+    assert shown["data"]["pack"]["plain/32"]["windows"]["mixture"] == [
+        {"corpus": "train", "weight": 1.0}
+    ]
+
+
+def test_what_a_scale_writes_into_data_and_claims_is_the_scales(tmp_path: Path) -> None:
+    """Guards against a small corpus, or a weaker rule, that passes for the body's."""
+    shared = f"{SHARED}scales: {{ mini: {{ corpora: {{ train: {{ sample: 0.5 }} }} }} }}\n"
+    mini = (
+        "scales: { mini: { claims: { exact: { rule: { at_least: 2.0 } } }, decides: [exact] } }\n"
+    )
+    write(tmp_path, demo=DEMO + mini, shared=shared)
+    classes = resolved(plan(tmp_path, scale="mini"), "demo")["provenance"]
+    assert {path for path, kind in classes.items() if kind == "scale"} == {
+        "data.tokenize.train/bpe.corpus.sample",
+        "data.tokenizer.bpe.corpus.sample",
+        "claims.exact.rule.at_least",
+        "decides",
+    }
+
+
+def test_claims_checks_and_tables_are_settings_too(tmp_path: Path) -> None:
+    """Guards against a threshold that only the YAML shows."""
+    shown = resolved(plan(write(tmp_path)), "demo")
+    assert shown["claims"]["exact"]["rule"]["at_least"] == 1.0
+    assert shown["checks"]["theory"] == {"check": "pi_random_fit", "parameters": {"seed": 0}}
+    assert shown["tables"]["one"]["columns"] == ["1x", "2x"]
+    assert shown["decides"] == ["better"]
 
 
 def test_lines_say_all_that_the_json_says(tmp_path: Path) -> None:

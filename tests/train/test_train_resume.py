@@ -139,14 +139,14 @@ def test_train_other_code_starts_over(
     identity = next(tmp_path.glob("work-*/identity.json"))
     record = json.loads(identity.read_text())
     assert record["code"] == digest(closure("ropewalk.train.stage"))
-    identity.write_text(json.dumps({**record, "code": "feedbeef"}))
+    identity.write_text(json.dumps({**record, "code": "feedbeef", "code_files": {}}))
 
     monkeypatch.setenv(stage.ACROSS_CODE, "1")
     with pytest.raises(SystemExit, match="after step 2"):
         start(RUN, made, tmp_path)
 
     monkeypatch.delenv(stage.ACROSS_CODE)
-    identity.write_text(json.dumps({**record, "code": "feedbeef"}))
+    identity.write_text(json.dumps({**record, "code": "feedbeef", "code_files": {}}))
     with pytest.raises(SystemExit, match="after step 1"):
         start(RUN, made, tmp_path)
     assert len(list(tmp_path.glob("work-*.feedbeef.1"))) == 1

@@ -8,6 +8,8 @@ import pytest
 
 from .project import Project
 
+LOCK = "requirements.lock"
+
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
@@ -22,7 +24,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
 def project(finished: Project) -> Iterator[Project]:
     """Return the finished project; text files outside the results are restored afterwards."""
     kept: dict[Path, bytes] = {}
-    for part in ("src", "papers", "rules", "notes", "overlay.yaml", "config.yaml"):
+    for part in ("src", "papers", "rules", "notes", "overlay.yaml", "config.yaml", LOCK):
         root = finished.folder / part
         files = [root] if root.is_file() else [p for p in root.rglob("*") if p.is_file()]
         kept |= {p: p.read_bytes() for p in files if "__pycache__" not in p.parts}
@@ -33,3 +35,9 @@ def project(finished: Project) -> Iterator[Project]:
         if path.read_bytes() != content or path.stat().st_mtime_ns != times[path]:
             path.write_bytes(content)
             os.utime(path, ns=(times[path], times[path]))
+
+
+@pytest.fixture
+def copied(finished: Project, tmp_path: Path) -> Project:
+    """Return a copy of the finished project, in which a test may run anything."""
+    return finished.clone(tmp_path / "copied")

@@ -45,6 +45,19 @@ position_interpolation:
 """
 
 
+def _words(count: int) -> list[str]:
+    """Return distinct made-up words, enough for a tokenizer to find its merges in them."""
+    dice = random.Random("words")
+    found: dict[str, None] = {}
+    while len(found) < count:
+        syllables = (
+            dice.choice("bcdfghjklmnprstvwz") + dice.choice("aeiouy") + dice.choice(" nrsl").strip()
+            for _ in range(dice.randint(1, 4))
+        )
+        found["".join(syllables)] = None
+    return list(found)
+
+
 class Project:
     """One folder in which Snakemake runs with the code that lies there."""
 
@@ -58,11 +71,20 @@ class Project:
             else:
                 shutil.copy(source, folder / part)
 
+    def clone(self, folder: Path) -> "Project":
+        """Return a copy with results and records, so that a test may run jobs for real."""
+        shutil.copytree(self.folder, folder, symlinks=True)
+        copied = object.__new__(Project)
+        copied.folder = folder
+        config = folder / "config.yaml"
+        config.write_text(config.read_text().replace(str(self.folder), str(folder)))
+        return copied
+
     def use_notes(self) -> None:
         """Replace the Python sources by a made-up corpus, so that a corpus file can be edited."""
         notes = self.folder / "notes"
         notes.mkdir()
-        words = [f"{a}{b}" for a in "bcdfgklmnprst" for b in ("a", "eno", "iru", "o", "ul")]
+        words = _words(3000)
         for split, count in (("train", 150), ("test", 30)):
             with (notes / f"{split}.jsonl").open("w") as stream:
                 for index in range(count):

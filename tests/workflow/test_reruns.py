@@ -26,6 +26,24 @@ def test_nothing_is_to_be_done_after_a_run(project: Project) -> None:
     assert "Nothing to be done" in text
 
 
+def accept(project: Project, module: str) -> None:
+    """Change code without effect and accept the change."""
+    records = (json.loads(p.read_text()) for p in project.folder.rglob("provenance.json"))
+    before = next(r["code_files"][module] for r in records if module in r["code_files"])
+    project.edit(f"src/{module}", "import numpy as np\n", "import numpy as np\n\nNEW = 1\n")
+    _, text = project.planned()
+    (after,) = set(re.findall(rf"{re.escape(module)}@(\w+)", text)) - {before}
+    (project.folder / "accepted.yaml").write_text(
+        f"- {{ file: {module}, from: '{before}', to: '{after}', reason: unused }}\n"
+    )
+
+
+def training_times(project: Project) -> dict[str, int]:
+    """Return when each training wrote its losses."""
+    found = project.folder.glob("results/tiny/runs/*/*/work-*/metrics.jsonl")
+    return {str(path): path.stat().st_mtime_ns for path in found}
+
+
 Edit = Callable[[Project], None]
 
 
@@ -119,8 +137,7 @@ TABLE: list[tuple[str, Edit, set[str], str]] = [
     ),
     (
         "code of the pages",
-        lambda p: p.edit("src/ropewalk/report/page.py", "import jinja2\n",
-            "import jinja2\n\nNEW = 1\n"),
+        lambda p: p.edit("src/ropewalk/report/page.py", "\nOUTCOMES", "\nNEW = 1\nOUTCOMES"),
         {"report"},
         "ropewalk/report/page.py@",
     ),
@@ -170,18 +187,26 @@ def test_only_one_evaluation_is_added(project: Project) -> None:
 
 
 def test_accepted_digest_reruns_nothing(project: Project) -> None:
-    """A harmless change can be accepted, and only that change."""
-    module = "src/ropewalk/data/packing.py"
-    project.edit(module, "import numpy as np\n", "import numpy as np\n\nNEW = 1\n")
-    _, text = project.planned()
-    found = re.findall(r"ropewalk/data/packing\.py@(\w+)", text)
-    before, after = found[0], next(d for d in found if d != found[0])
-    (project.folder / "accepted.yaml").write_text(
-        f"- {{ file: ropewalk/data/packing.py, from: '{before}', to: '{after}', reason: unused }}\n"
-    )
-    assert project.planned()[0] == set()
-    project.edit(module, "NEW = 1", "NEW = 2")
+    """A harmless change can be accepted, and only that change; the report alone names it."""
+    accept(project, "ropewalk/data/packing.py")
+    assert rules(project.planned()[0]) <= {"report"}
+    project.edit("src/ropewalk/data/packing.py", "NEW = 1", "NEW = 2")
     assert "pack" in rules(project.planned()[0])
+
+
+def test_accepted_digest_trains_nothing_again(copied: Project) -> None:
+    """The stage must believe the acceptance too: a lost index would cost every training."""
+    accept(copied, "ropewalk/model/rope.py")
+    weights = copied.manifest("results/tiny/runs/shared/base")
+    times = training_times(copied)
+    (copied.folder / "results/data/windows/base-tiny/64/manifest.json").unlink()
+    assert ("train", "study=shared, run=base") in copied.planned()[0]
+    done = copied.snakemake()
+    text = done.stdout + done.stderr
+    assert text.count("train: unchanged inputs, spec and code") == len(times)
+    assert training_times(copied) == times
+    assert copied.manifest("results/tiny/runs/shared/base") == weights
+    assert copied.planned()[0] == set()
 
 
 def test_deleted_intermediate_is_made_again(project: Project) -> None:

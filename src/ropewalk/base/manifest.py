@@ -17,6 +17,17 @@ MANIFEST = "manifest.json"
 PROVENANCE = "provenance.json"
 
 
+_PROVENANCE_KEYS: Mapping[str, type] = {  # what is compared before an artifact counts as made
+    "recipe": str,
+    "manifest": str,
+    "inputs": dict,
+    "code_files": dict,
+    "libraries": dict,
+    "files": dict,
+    "rebuilds": int,
+}
+
+
 class ArtifactError(RuntimeError):
     """An artifact that is missing, damaged or of another format; the message names the remedy."""
 
@@ -135,6 +146,21 @@ def read_manifest(path: Path, *, verify: bool = True) -> Manifest:
                 f"Delete {path} and run snakemake again"
             )
     return manifest
+
+
+def read_provenance(folder: Path) -> dict[str, Any] | None:
+    """Return the artifact's `provenance.json`, or None where it is absent, damaged or incomplete.
+
+    Without it nothing says which code and libraries made the files, so they count as damaged.
+    """
+    try:
+        data = read_json(folder / PROVENANCE)
+    except (OSError, ValueError):
+        return None
+    whole = isinstance(data, dict) and all(
+        isinstance(data.get(key), kind) for key, kind in _PROVENANCE_KEYS.items()
+    )
+    return data if whole else None
 
 
 def damage(folder: Path, file: File) -> str | None:

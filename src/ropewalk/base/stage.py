@@ -2,8 +2,8 @@
 
 A stage is a function `work(job)` that writes its files into `job.folder` and returns them with a
 deterministic result. The frame verifies input manifests, refuses code other than the submitted,
-skips the work when the artifact that stands there was made from the same inputs, spec and code,
-and writes the manifest last.
+skips the work when the artifact that stands there was made from the same inputs, spec, code,
+libraries and source listing, and writes the manifest last.
 """
 
 import contextlib
@@ -23,13 +23,14 @@ from typing import Any
 from ropewalk import __version__
 from ropewalk.base.canonical import digest, plain
 from ropewalk.base.closure import PACKAGE_ROOT, closure
-from ropewalk.base.files import read_json, write_json, write_text
+from ropewalk.base.files import write_json, write_text
 from ropewalk.base.manifest import (
     MANIFEST,
     PROVENANCE,
     ArtifactError,
     Manifest,
     read_manifest,
+    read_provenance,
     recipe_id,
     write_manifest,
 )
@@ -38,6 +39,9 @@ SUBMITTED_CODE = "ROPEWALK_SUBMITTED_CODE"  # JSON: stage -> code digest when th
 LIBRARIES = (
     "accelerate datasets jinja2 matplotlib numpy pyarrow safetensors tokenizers torch transformers"
 ).split()
+
+
+Accepted = Mapping[tuple[str, str], str]  # (file, digest) -> older digest it is declared equal to
 
 
 class StageError(RuntimeError):
@@ -53,7 +57,13 @@ class Job:
     inputs: Mapping[str, Manifest]
     folder: Path  # where the artifact lies; the manifest is written there last
     recipe: str
-    code: str  # digest of the stage's code closure
+    code: str  # digest of the stage's code closure, accepted changes counting as none
+    code_files: Mapping[str, str] = dataclasses.field(default_factory=dict)  # digests as they are
+    accepted: Accepted = dataclasses.field(default_factory=dict)
+
+    def same_code(self, code_files: Mapping[str, str]) -> bool:
+        """Return whether recorded code is this job's, changes accepted since then included."""
+        return digest(canonical_code(code_files, self.accepted)) == self.code
 
     def input(self, name: str) -> Manifest:
         """Return one input; a missing one is a StageError that names it."""
@@ -79,23 +89,40 @@ def run_stage(
     inputs: Mapping[str, Path],
     folder: Path,
     rebuilds: int = 0,
+    listing: str = "",
+    libraries: Mapping[str, str | None] | None = None,
+    accepted: Accepted | None = None,
 ) -> Manifest:
     """Run `work` inside the frame and return the manifest it leaves in `folder`.
 
     `inputs` maps input names to manifest paths; `rebuilds` counts how often damaged files of this
-    artifact had to be made again (recorded, never part of its identity).
+    artifact had to be made again (recorded, never part of its identity). `listing` stands for files
+    the stage reads that no manifest describes; standing work counts only under an equal one.
+    `libraries` are those the stage's numbers depend on, with the version pinned for each, or None
+    where any will do. `accepted` are the changes of code declared to alter no result.
 
     Raises:
-        StageError, ArtifactError: before any work is done, if inputs or code are not what they
-            should be.
+        StageError, ArtifactError: before any work is done, if inputs, code or libraries are not
+            what they should be.
     """
+    libraries, accepted = libraries or {}, accepted or {}
     code_files = closure(entry)
-    code = digest(code_files)
-    _refuse_newer_code(stage, code)
+    _refuse_newer_code(stage, digest(code_files))
+    _refuse_other_libraries(stage, libraries)
+    code = digest(canonical_code(code_files, accepted))
     manifests = {name: read_manifest(path) for name, path in inputs.items()}
     recipe = recipe_id(stage, spec, manifests)
-    job = Job(stage=stage, spec=spec, inputs=manifests, folder=folder, recipe=recipe, code=code)
-    standing = _standing(job)
+    job = Job(
+        stage=stage,
+        spec=spec,
+        inputs=manifests,
+        folder=folder,
+        recipe=recipe,
+        code=code,
+        code_files=code_files,
+        accepted=accepted,
+    )
+    standing = _standing(job, listing, libraries)
     if standing is not None:
         print(f"{stage}: unchanged inputs, spec and code: {folder} stands as it is", flush=True)
         _restore(job, standing, rebuilds)
@@ -114,6 +141,7 @@ def run_stage(
         "rebuilds": rebuilds,
         "code": code,
         "code_files": code_files,
+        "listing": listing,
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]][:3]),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "seconds": round(time.monotonic() - clock, 3),
@@ -125,12 +153,33 @@ def run_stage(
     return manifest
 
 
+def canonical_code(code_files: Mapping[str, str], accepted: Accepted) -> dict[str, str]:
+    """Return file digests, each replaced by the oldest one it was accepted as equal to."""
+    return {file: _oldest(file, found, accepted) for file, found in code_files.items()}
+
+
+def _oldest(file: str, found: str, accepted: Accepted) -> str:
+    seen = {found}
+    while (older := accepted.get((file, found))) is not None and older not in seen:
+        seen.add(older)
+        found = older
+    return found
+
+
+def public_version(version: str) -> str:
+    """Return a version without its local part: `2.13.0+cpu` is the release `2.13.0`."""
+    return version.partition("+")[0]
+
+
+def _installed(name: str) -> str | None:
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return metadata.version(name)
+    return None
+
+
 def environment() -> dict[str, Any]:
     """Return versions, machine and source revision: measurements, never part of an identity."""
-    versions = {}
-    for name in LIBRARIES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
+    versions = {name: version for name in LIBRARIES if (version := _installed(name)) is not None}
     return {
         "ropewalk": __version__,
         "python": platform.python_version(),
@@ -174,24 +223,39 @@ def _refuse_newer_code(stage: str, code: str) -> None:
         )
 
 
-def _standing(job: Job) -> Manifest | None:
+def _refuse_other_libraries(stage: str, libraries: Mapping[str, str | None]) -> None:
+    """Numbers recorded under a pinned version must come from that version."""
+    others = [
+        f"{name} {_installed(name) or '(not installed)'} where {pin} is pinned"
+        for name, pin in sorted(libraries.items())
+        if pin is not None and public_version(_installed(name) or "") != public_version(pin)
+    ]
+    if others:
+        raise StageError(
+            f"{stage}: this environment has {'; '.join(others)}. Run `make env`, which installs "
+            "the pinned versions"
+        )
+
+
+def _standing(job: Job, listing: str, libraries: Iterable[str]) -> Manifest | None:
     """Return the artifact in the job's folder if this very job made it and it is undamaged.
 
     Snakemake deletes declared outputs (the manifest) before a job starts, so the manifest's text is
     kept in the provenance file as well.
     """
-    record = job.folder / PROVENANCE
-    if not record.is_file():
+    provenance = read_provenance(job.folder)
+    if provenance is None:
         return None
-    try:
-        provenance = read_json(record)
-    except ValueError:  # damaged: nothing says what the files were made from
-        return None
+    versions = provenance["libraries"]
     same = (
-        provenance.get("recipe") == job.recipe
-        and provenance.get("code") == job.code
-        and provenance.get("inputs") == {name: m.content for name, m in job.inputs.items()}
-        and provenance.get("libraries") == environment()["libraries"]
+        provenance["recipe"] == job.recipe
+        and job.same_code(provenance["code_files"])
+        and provenance["inputs"] == {name: m.content for name, m in job.inputs.items()}
+        and provenance.get("listing", "") == listing
+        and all(
+            public_version(versions.get(name, "")) == public_version(_installed(name) or "")
+            for name in libraries
+        )
     )
     if not same:
         return None
@@ -210,8 +274,8 @@ def _restore(job: Job, standing: Manifest, rebuilds: int) -> None:
 
     The number of rebuilds is what made the workflow ask; kept, so that it does not ask again.
     """
-    record = job.folder / PROVENANCE
-    provenance = read_json(record)
+    provenance = read_provenance(job.folder)
+    assert provenance is not None  # else nothing would stand
     provenance["files"] = {f.path: (job.folder / f.path).stat().st_mtime_ns for f in standing.files}
-    provenance["rebuilds"] = max(rebuilds, provenance.get("rebuilds", 0))
-    write_json(record, plain(provenance))
+    provenance["rebuilds"] = max(rebuilds, provenance["rebuilds"])
+    write_json(job.folder / PROVENANCE, plain(provenance))

@@ -16,7 +16,11 @@ def register(commands: Any) -> None:
             "`seed` and `paper` are the authors' own, `repo` their code's, `assumed` our choice "
             "where they are silent, `scale` a value of this scale that differs from the paper."
         ),
-        epilog="The JSON keeps the spec's key paths: runs.<run>.optimizer.lr",
+        epilog=(
+            "The JSON keeps the spec's key paths: runs.<run>.optimizer.lr, "
+            "evaluations.<name>.protocol as defined, evaluations.<name>.runs.<study/run>.protocol "
+            "as it applies to one run, data.<stage>.<name>, checks, claims, tables, decides"
+        ),
     )
     command.add_argument("study", help="a study in papers/, e.g. position_interpolation; or shared")
     command.add_argument("--scale", help="tiny, mini, small, gpu or paper (default: config.yaml)")

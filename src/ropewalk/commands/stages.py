@@ -4,12 +4,14 @@ import argparse
 import importlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ropewalk.base.files import read_json
 from ropewalk.base.spec import SpecError, decode
-from ropewalk.base.stage import run_stage
+from ropewalk.base.stage import Accepted, run_stage
+from ropewalk.data.spec import InventoryJob
 from ropewalk.study.registry import STAGES, Stage
 
 
@@ -44,6 +46,24 @@ def register(commands: Any) -> None:
         command.add_argument(
             "--rebuilds", type=int, default=0, help="how often damaged files were made again"
         )
+        command.add_argument(
+            "--library",
+            action="append",
+            default=[],
+            metavar="NAME==VERSION",
+            help="refuse to run under another version of this library; repeat for each",
+        )
+        command.add_argument(
+            "--accept",
+            action="append",
+            default=[],
+            metavar="FILE@NEW=OLD",
+            help="take this digest of a file of code for the older one; repeat for each",
+        )
+        command.add_argument(
+            "--listing",
+            help="digest of the files of a source, as planned (default: as the files are now)",
+        )
         command.set_defaults(run=_runner(stage))
 
 
@@ -57,19 +77,49 @@ def _runner(stage: Stage) -> Any:
             if not separator:
                 raise SpecError(f"--input {item!r}: write NAME=MANIFEST")
             inputs[name] = Path(path)
-        work = importlib.import_module(stage.entry).work
+        spec: Any = decode(stage.spec, _spec_data(options.spec))
         run_stage(
             stage.name,
             stage.entry,
-            work,
-            spec=decode(stage.spec, _spec_data(options.spec)),
+            importlib.import_module(stage.entry).work,
+            spec=spec,
             inputs=inputs,
             folder=options.out,
             rebuilds=options.rebuilds,
+            listing=_listing(spec) if options.listing is None else options.listing,
+            libraries={**dict.fromkeys(stage.libraries), **_pins(options.library)},
+            accepted=_accepted(options.accept),
         )
         return 0
 
     return run
+
+
+def _listing(spec: Any) -> str:
+    from ropewalk.study.triggers import listing  # with YAML, which stages do not need otherwise
+
+    return listing(spec.source, spec.folder) if isinstance(spec, InventoryJob) else ""
+
+
+def _pins(items: list[str]) -> Mapping[str, str]:
+    pins = {}
+    for item in items:
+        name, separator, version = item.partition("==")
+        if not separator:
+            raise SpecError(f"--library {item!r}: write NAME==VERSION")
+        pins[name] = version
+    return pins
+
+
+def _accepted(items: list[str]) -> Accepted:
+    accepted = {}
+    for item in items:
+        file, at, digests = item.rpartition("@")
+        new, separator, old = digests.partition("=")
+        if not (at and separator):
+            raise SpecError(f"--accept {item!r}: write FILE@NEW=OLD")
+        accepted[file, new] = old
+    return accepted
 
 
 def _spec_data(text: str) -> Any:

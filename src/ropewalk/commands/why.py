@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
     plan = load_plan(options.config, overrides)
     root = options.config.resolve().parent
     why = Why(plan, Triggers(plan, root), root)
-    for manifest in select(plan, options.target):
+    for manifest in select(plan, options.target, root):
         reasons = why.explain(manifest)
         if not reasons:
             print(f"{manifest}: up to date")

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +27,7 @@ class Document:
     id: str  # path of a Python file, or `path:line` (from 0) of a JSON line
     text: str  # never empty, always encodable as UTF-8
     subset: str | None  # distribution of a Python file, or the part of a data set
-    index: int  # place in the corpus, from 0; skipped records have a place too
+    index: int  # place in the corpus, from 0; skipped records have a place too, others none
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,24 +44,29 @@ def read_documents(
 ) -> Iterator[Document | Skipped]:
     """Yield the documents of a corpus, with a `Skipped` in the place of each unusable record.
 
-    Python files come in the order of hash(corpus.seed, path); JSON lines in file order, files in
-    path order. `folder` is where a JSON lines source lies. Limits and minimum_tokens are not
-    applied here: they count tokens.
+    Files come in the order of hash(corpus.seed, path), the records of a JSON lines file in file
+    order; `corpus.sample` keeps a record by hash(corpus.seed, id). `folder` is where a JSON lines
+    source lies. Limits and minimum_tokens are not applied here: they count tokens.
 
     Raises:
         StageError: if a file is not the one the inventory lists.
     """
     entries = read_entries(inventory, corpus.split)
+    entries.sort(key=lambda entry: (fraction(corpus.seed, "order", entry.path), entry.path))
+
+    def kept(identifier: str) -> bool:
+        share = corpus.sample
+        return share is None or fraction(corpus.seed, "sample", identifier) < share
+
     if isinstance(source, PythonSource):
-        entries.sort(key=lambda entry: (fraction(corpus.seed, "order", entry.path), entry.path))
-        yield from _python_documents(entries)
+        yield from _python_documents([entry for entry in entries if kept(entry.path)])
         return
     if folder is None:
         raise StageError(
             f"locations.{source.location} is not set in config.yaml: set it to the folder with "
             "the data"
         )
-    yield from _jsonl_documents(source, entries, Path(folder))
+    yield from _jsonl_documents(source, entries, Path(folder), kept)
 
 
 def _python_documents(entries: list[Entry]) -> Iterator[Document | Skipped]:
@@ -86,14 +91,15 @@ def _python_documents(entries: list[Entry]) -> Iterator[Document | Skipped]:
 
 
 def _jsonl_documents(
-    source: JsonlSource, entries: list[Entry], folder: Path
+    source: JsonlSource, entries: list[Entry], folder: Path, kept: Callable[[str], bool]
 ) -> Iterator[Document | Skipped]:
     index = 0
     for entry in entries:
         for number, line in enumerate(read_lines(folder / entry.path, entry.sha256)):
-            if line.isspace():
-                continue  # a blank line holds no record
-            yield _parsed(line, f"{entry.path}:{number}", source.text_field, index)
+            identifier = f"{entry.path}:{number}"
+            if line.isspace() or not kept(identifier):  # a blank line holds no record
+                continue
+            yield _parsed(line, identifier, source.text_field, index)
             index += 1
 
 

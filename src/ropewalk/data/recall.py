@@ -2,8 +2,8 @@
 
 Everything is built from token ids. A pair is three tokens: marker, key, value. None of them occurs
 in text: the marker is the tokenizer's EOS, keys and values are tokens it reserves. In training
-documents keys come back with the value they were first shown with; a probe shows pairs once or more,
-then filler, then the marker and one of the keys: the model has to answer with its value.
+documents keys come back with the value they were first shown with; a probe shows pairs once or
+more, then filler, then the marker and one of the keys: the model has to answer with its value.
 """
 
 import numpy as np

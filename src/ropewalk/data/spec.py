@@ -44,9 +44,19 @@ class DocumentCorpus:
     source: str  # name of a source
     split: Split
     minimum_tokens: int = 0  # shorter documents are left out
-    limit_documents: int | None = None  # the first ones in the seeded order
+    sample: float | None = None
+    # Share of the documents that is kept, by hash(seed, id of the document): a draw from all files,
+    # independent of their order. A limit alone reads the first files of the order whole and the
+    # rest not at all, which is no sample where files differ in kind.
+    limit_documents: int | None = None  # the first ones, in the order that the seed gives
     limit_tokens: int | None = None  # documents are taken until this many tokens are reached
-    seed: int = 0  # order in which documents are taken
+    seed: int = 0
+    # Files come in the order of hash(seed, path). A Python file is a document; the documents of a
+    # JSON lines file keep the order of the file, so that any file is read once, as a stream.
+
+    def __post_init__(self) -> None:
+        if self.sample is not None and not 0 < self.sample <= 1:
+            raise ValueError(f"sample {self.sample} must lie above 0 and not above 1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -144,6 +144,7 @@ def judge(spec: JudgeJob, material: Material) -> Json:
             },
             "inconsistencies": list(spec.inconsistencies),
             "deviations": list(spec.deviations),
+            "unstated": list(spec.unstated),
             "bootstrap": {"draws": spec.bootstrap_draws, "seed": spec.seed, "level": LEVEL},
         }
     )

@@ -8,7 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ropewalk.report import wording
 from ropewalk.report.figures import figures
-from ropewalk.report.spec import Outcome
+from ropewalk.report.spec import Accepted, Outcome
 from ropewalk.report.strip import strips
 
 Json = Mapping[str, Any]
@@ -68,7 +68,9 @@ def broken_promises(judged: Json) -> list[str]:
     return [name for name, claim in judged["claims"].items() if not claim["kept"]]
 
 
-def index_page(name: str, scale: str, studies: Mapping[str, Json]) -> str:
+def index_page(
+    name: str, scale: str, studies: Mapping[str, Json], accepted: tuple[Accepted, ...] = ()
+) -> str:
     """Return the page over all studies."""
     return (
         _environment()
@@ -83,6 +85,7 @@ def index_page(name: str, scale: str, studies: Mapping[str, Json]) -> str:
                 o for o in OUTCOMES if any(tally(j["claims"]).get(o) for j in studies.values())
             ],
             broken={s: broken for s, j in studies.items() if (broken := broken_promises(j))},
+            accepted=accepted,
         )
     )
 

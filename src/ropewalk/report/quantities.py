@@ -94,9 +94,10 @@ def extract(quantity: Quantity, results: Results) -> Measured | Missing:
     step = _step(quantity.snapshot, result)
     if step not in snapshots:
         known = ", ".join(sorted(snapshots, key=int))
+        where = "before any step" if quantity.snapshot == "first" else f"at step {step}"
         return Missing(
             quantity=quantity,
-            reason=f"{evaluation} of {run} has no snapshot at step {step}, only at {known}",
+            reason=f"{evaluation} of {run} has no snapshot {where}, only at {known}",
         )
     snapshot = snapshots[step]
     found = (
@@ -132,9 +133,7 @@ def describe(quantity: Quantity) -> str:
 def _step(snapshot: str, result: Mapping[str, Any]) -> str:
     if snapshot == "final":
         return str(result["final_step"])
-    if snapshot == "first":
-        return min(result["snapshots"], key=int)
-    return snapshot
+    return "0" if snapshot == "first" else snapshot
 
 
 def _why_not_run(evaluation: str, run: str, results: Results) -> str:

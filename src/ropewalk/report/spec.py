@@ -23,7 +23,7 @@ class Quantity:
     evaluation: str
     run: str | Mapping[str, str] = dataclasses.field(default_factory=dict)
     # A run by name (`study/run`), or by axis values; axes not named take the study's main values.
-    snapshot: str = "final"  # `final`, `first`, or a step number
+    snapshot: str = "final"  # `final`, `first` (before any step), or a step number
     context: str | None = None  # label of the context, for losses
     value: Literal["nll", "perplexity", "accuracy", "reach", "reach_share"] = "nll"
 
@@ -145,10 +145,21 @@ class JudgeJob:
     decides: tuple[str, ...]  # claims this scale promised to decide
     inconsistencies: tuple[str, ...]  # of the paper itself
     deviations: tuple[str, ...]  # ours from the paper at this scale
+    unstated: tuple[str, ...]  # what the paper does not say and we had to choose
     provenance: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
     # run -> key path of a setting -> where it comes from (seed, paper, repo, assumed)
     bootstrap_draws: int = 2000
     seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Accepted:
+    """A change of code that somebody declared harmless, so that nothing was made again for it."""
+
+    file: str  # relative to src/, e.g. `ropewalk/data/pack.py`
+    old: str  # digest under which the artifacts were made
+    new: str  # digest of the file now
+    reason: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -157,3 +168,4 @@ class ReportJob:
 
     name: str
     scale: str
+    accepted: tuple[Accepted, ...] = ()  # a reader must see what was not recomputed

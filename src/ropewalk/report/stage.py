@@ -37,7 +37,7 @@ def work(job: Job) -> tuple[Iterable[Path], Mapping[str, Any]]:
     studies = {name: _judged(name, m.folder) for name, m in sorted(job.many("judged").items())}
     if not studies:
         raise StageError(f"{job.stage}: no judged study; pass --input judged:<study>=PATH")
-    texts = {"index.html": index_page(spec.name, spec.scale, studies)}
+    texts = {"index.html": index_page(spec.name, spec.scale, studies, spec.accepted)}
     for study, judged in studies.items():
         texts[f"{study}.html"] = study_page(spec.name, judged)
         for name in judged["tables"]:
@@ -65,6 +65,10 @@ def report_json(spec: ReportJob, studies: Mapping[str, Json]) -> Json:
         "scale": spec.scale,
         "outcomes": {study: tally(judged["claims"]) for study, judged in studies.items()},
         "promised_not_decided": {s: broken_promises(judged) for s, judged in studies.items()},
+        "accepted": [
+            {"file": change.file, "from": change.old, "to": change.new, "reason": change.reason}
+            for change in spec.accepted
+        ],
         "studies": dict(studies),
     }
 

@@ -119,6 +119,7 @@ def judge_job(
         provenance=provenance,
         inconsistencies=file.inconsistencies,
         deviations=file.deviations,
+        unstated=file.unstated,
     )
 
 
@@ -174,8 +175,8 @@ def _resolve(
         for condition in claim.requires
     )
     if missing:
-        note = f"this scale has no {missing[0]}"
-        return dataclasses.replace(claim, rule=None, outcome=NOT_TESTED, note=claim.note or note)
+        note = f"this scale has no {missing[0]}" + (f". {claim.note}" if claim.note else "")
+        return dataclasses.replace(claim, rule=None, outcome=NOT_TESTED, note=note)
     return dataclasses.replace(claim, rule=rule, requires=requires)
 
 

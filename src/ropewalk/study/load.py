@@ -11,6 +11,7 @@ from ropewalk.base.spec import Problem, SpecError, decode, suggestion
 from ropewalk.evaluate.spec import Evaluation
 from ropewalk.study.config import SCALES, Config
 from ropewalk.study.schema import (
+    Definitions,
     EvaluationOverride,
     Family,
     RunSettings,
@@ -32,6 +33,7 @@ from ropewalk.study.tree import (
 
 SHARED = "shared"
 PAPER = "paper"  # the scale the bodies state
+DEFINITIONS = tuple(field.name for field in dataclasses.fields(Definitions))
 T = TypeVar("T")
 
 
@@ -128,9 +130,10 @@ def _resolve(
         tree = {key: value for key, value in tree.items() if key not in failed}
         file = decode(StudyFile, unwrap(tree))
     layers: dict[str, str] = {}
-    for kind in ("architectures", "models"):
+    for kind in (*DEFINITIONS, "checks", "claims", "tables"):
         for part, value in getattr(file, kind).items():
             _record_layers(f"{kind}.{part}", tree[kind][part], plain(value), layers)
+    _record_layers("decides", tree.get("decides", {}), list(file.decides), layers)
     runs, axes = _expand(file, tree, layers, problems)
     evaluations, evaluation_overrides = _evaluations(file, tree, layers, problems)
     return Study(
@@ -266,9 +269,9 @@ def _check_axes(family: Family, tree: Tree, where: str, problems: Problems) -> N
 
 def _evaluations(
     file: StudyFile, tree: Tree, layers: dict[str, str], problems: Problems
-) -> tuple[dict[str, Evaluation], dict[str, tuple[EvaluationOverride, ...]]]:
+) -> tuple[dict[str, Evaluation], dict[str, Mapping[str, EvaluationOverride]]]:
     evaluations: dict[str, Evaluation] = {}
-    overrides: dict[str, tuple[EvaluationOverride, ...]] = {}
+    overrides: dict[str, Mapping[str, EvaluationOverride]] = {}
     for name in file.evaluations:
         whole = tree["evaluations"][name]
         own = dict(whole) if isinstance(whole, Mapping) else {}
@@ -285,7 +288,10 @@ def _evaluations(
                 apply(Evaluation, evaluations[name], change.set)
             except SpecError as error:
                 problems.take(error, over[key]["set"], f"{where}overrides.{key}.set: ")
-        overrides[name] = tuple(changes.values())
+            for dotted_key, value in change.set.items():
+                prefix = f"evaluations.{name}.overrides.{key}.set.{dotted_key}"
+                _record_layers(prefix, over[key]["set"][dotted_key], value, layers)
+        overrides[name] = changes
         _record_layers(f"evaluations.{name}", own, plain(evaluations[name]), layers)
     return evaluations, overrides
 
@@ -309,7 +315,7 @@ def _wrap(data: Any) -> Tree:
 def _record_layers(prefix: str, tree: Tree, resolved: Any, layers: dict[str, str]) -> None:
     """Note for every resolved leaf which layer wrote it; what nobody wrote is a `default`."""
     for path, _ in leaves(resolved):
-        keys = tuple(int(k) if k.isdigit() else k for k in path.split("."))
+        keys = tuple(int(k) if k.isdigit() else k for k in path.split(".")) if path else ()
         written: Any = tree
         for key in keys:
             try:
@@ -318,4 +324,4 @@ def _record_layers(prefix: str, tree: Tree, resolved: Any, layers: dict[str, str
                 written = None
                 break
         origin = origin_of(written, ()) if written is not None else None
-        layers[f"{prefix}.{path}"] = origin.layer if origin else "default"
+        layers[f"{prefix}.{path}" if path else prefix] = origin.layer if origin else "default"

@@ -10,8 +10,9 @@ from typing import Any
 from ropewalk.base.stage import SUBMITTED_CODE
 from ropewalk.study.nodes import Node
 from ropewalk.study.plan import Plan
+from ropewalk.study.records import Unseen
 from ropewalk.study.registry import STAGES
-from ropewalk.study.triggers import Triggers
+from ropewalk.study.triggers import UNPINNED, Triggers
 
 # Memory in MiB and run time in minutes where a node says nothing more exact.
 CLASSES: Mapping[str, Mapping[str, int]] = {
@@ -40,8 +41,14 @@ class Lookups:
         """Set what jobs inherit: the `ropewalk` beside this Python, and the code they must run.
 
         The first parse freezes the code digests; a job that starts later and finds other code
-        refuses.
+        refuses. It is also the one that plans, so it looks for results that Snakemake would wrongly
+        leave as they are; jobs parse again while others write.
+
+        Raises:
+            SpecError: if there are such results.
         """
+        if SUBMITTED_CODE not in os.environ:
+            Unseen(self.plan, self.triggers, self.triggers.root).refuse()
         beside = str(Path(sys.executable).parent)
         os.environ["PATH"] = f"{beside}{os.pathsep}{os.environ.get('PATH', '')}"
         os.environ.setdefault(SUBMITTED_CODE, self.triggers.submitted())
@@ -54,11 +61,22 @@ class Lookups:
         return sorted(set(self._node(stage, wildcards).inputs.values()))
 
     def arguments(self, stage: str, wildcards: Any) -> str:
-        """Return the command line after the stage's name, quoted for the shell."""
+        """Return the command line after the stage's name, quoted for the shell.
+
+        It holds what the plan compared as well: pins, accepted code, the listing of a source.
+        """
         node = self._node(stage, wildcards)
         words = ["--spec", self.plan.spec_json(node), "--out", str(Path(node.manifest).parent)]
         for name, path in node.inputs.items():
             words += ["--input", f"{name}={path}"]
+        for library in self.triggers.libraries(stage):
+            if not library.endswith(f"=={UNPINNED}"):
+                words += ["--library", library]
+        for accepted in self.triggers.accepted_of(stage):
+            words += ["--accept", accepted]
+        source = self.triggers.source(node)
+        if source:
+            words += ["--listing", source]
         rebuilds = self.triggers.rebuilds(node)
         if rebuilds:
             words += ["--rebuilds", str(rebuilds)]

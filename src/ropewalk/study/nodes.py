@@ -21,11 +21,11 @@ from ropewalk.data.spec import (
     Windows,
 )
 from ropewalk.evaluate.spec import EvaluateJob, Evaluation
-from ropewalk.report.spec import JudgeJob, ReportJob
+from ropewalk.report.spec import Accepted, JudgeJob, ReportJob
 from ropewalk.study.combinations import check_run, check_twins
 from ropewalk.study.config import Config
 from ropewalk.study.judging import judge_job
-from ropewalk.study.load import SHARED, Problems, apply
+from ropewalk.study.load import DEFINITIONS, SHARED, Problems, apply
 from ropewalk.study.provenance import class_of, inherited_layers
 from ropewalk.study.registry import folder
 from ropewalk.study.schema import Model, RunSettings, Study
@@ -48,15 +48,15 @@ class Node:
 class Builder:
     """Collects the nodes that a set of studies needs; each shared node is built once."""
 
-    def __init__(self, config: Config, studies: Mapping[str, Study]) -> None:
+    def __init__(
+        self, config: Config, studies: Mapping[str, Study], accepted: tuple[Accepted, ...] = ()
+    ) -> None:
         self.config = config
         self.studies = studies
+        self.accepted = accepted
         self.nodes: dict[str, Node] = {}
         self.problems = Problems()
-        self.definitions = {
-            kind: self._merged(kind)
-            for kind in ("sources", "corpora", "tokenizers", "windows", "architectures", "models")
-        }
+        self.definitions = {kind: self._merged(kind) for kind in DEFINITIONS}
         self._runs: dict[str, Run | None] = {}
         self._resolving: list[str] = []  # from the run asked for to the one looked at
 
@@ -287,7 +287,7 @@ class Builder:
                     f"{suggestion(name, self.run_names())}"
                 )
             found += [run for run in matched if run not in found]
-        for override in study.evaluation_overrides[evaluation]:
+        for override in study.evaluation_overrides[evaluation].values():
             for pattern in override.runs:
                 name = study.file.aliases.get(pattern, pattern)
                 if not fnmatch.filter(found, name):
@@ -300,11 +300,19 @@ class Builder:
     def evaluation_of(self, study: Study, name: str, run: str) -> Evaluation:
         """Return an evaluation with the overrides for one run applied."""
         evaluation = study.evaluations[name]
-        for override in study.evaluation_overrides[name]:
-            patterns = [study.file.aliases.get(p, p) for p in override.runs]
-            if any(fnmatch.fnmatchcase(run, pattern) for pattern in patterns):
-                evaluation = apply(Evaluation, evaluation, override.set)
+        for key in self.overriding(study, name, run):
+            override = study.evaluation_overrides[name][key]
+            evaluation = apply(Evaluation, evaluation, override.set)
         return evaluation
+
+    def overriding(self, study: Study, name: str, run: str) -> list[str]:
+        """Return the overrides of an evaluation that apply to one run, in order."""
+        aliases = study.file.aliases
+        return [
+            key
+            for key, override in study.evaluation_overrides[name].items()
+            if any(fnmatch.fnmatchcase(run, aliases.get(p, p)) for p in override.runs)
+        ]
 
     def evaluate(self, study: Study, name: str, run: str) -> str | None:
         """Plan one evaluation of one run."""
@@ -381,5 +389,5 @@ class Builder:
             if study.name != SHARED
         }
         check_twins(self._runs, self.problems)
-        job = ReportJob(name=self.config.run_name, scale=self.config.scale)
+        job = ReportJob(name=self.config.run_name, scale=self.config.scale, accepted=self.accepted)
         return self._add("report", job, inputs, name=self.config.run_name)

@@ -10,6 +10,8 @@ from typing import Any
 
 from ropewalk.base.canonical import canonical_json, plain
 from ropewalk.base.manifest import MANIFEST
+from ropewalk.evaluate.spec import Evaluation
+from ropewalk.study.accepted import ACCEPTED, read_accepted
 from ropewalk.study.config import Config, read_config
 from ropewalk.study.load import SHARED, load_studies
 from ropewalk.study.nodes import Builder, Node
@@ -42,7 +44,8 @@ class Plan:
         """
         parsed = read_config(config)
         studies = load_studies(parsed, root)
-        return cls(parsed, studies, Builder(parsed, studies))
+        accepted = read_accepted(root / ACCEPTED)
+        return cls(parsed, studies, Builder(parsed, studies, accepted))
 
     @property
     def study_names(self) -> tuple[str, ...]:
@@ -111,6 +114,14 @@ class Plan:
         model: Model = self._builder.definitions["models"][name]
         return model
 
-    def evaluation(self, study: str, name: str, run: str) -> Any:
+    def evaluation(self, study: str, name: str, run: str) -> Evaluation:
         """Return an evaluation as it applies to one run."""
         return self._builder.evaluation_of(self.studies[study], name, run)
+
+    def evaluated(self, study: str, name: str) -> list[str]:
+        """Return the runs, `study/run`, that an evaluation applies to."""
+        return self._builder.evaluated(self.studies[study], name)
+
+    def overriding(self, study: str, name: str, run: str) -> list[str]:
+        """Return the names of the overrides that change an evaluation for one run, in order."""
+        return self._builder.overriding(self.studies[study], name, run)

@@ -3,12 +3,13 @@
 import fnmatch
 from collections.abc import Mapping
 
+from ropewalk.study.load import SHARED
 from ropewalk.study.schema import Study
 
 CLASSES = {
     "seed": "stated in the document the study started from",
     "paper": "stated in the paper",
-    "repo": "read in the authors' repository",
+    "repo": "read in the authors' released code or configurations",
     "assumed": "not stated: our choice",
     "scale": "set by this scale; differs from the paper",
 }
@@ -27,6 +28,16 @@ def class_of(study: Study, path: str, layers: Mapping[str, str]) -> str:
         if fnmatch.fnmatchcase(path, pattern):
             found = kind
     return found
+
+
+def class_of_definition(studies: Mapping[str, Study], study: str, path: str) -> str:
+    """Return the class of a key path of a named part, such as `corpora.pile-train.limit_tokens`.
+
+    What the study's own globs say goes before those of the shared file: one corpus may be stated by
+    one paper and assumed for another.
+    """
+    layers = next((s.layers for s in studies.values() if path in s.layers), {})
+    return class_of(studies[study], path, layers) or class_of(studies[SHARED], path, layers)
 
 
 def inherited_layers(studies: Mapping[str, Study], study: str, name: str) -> dict[str, str]:

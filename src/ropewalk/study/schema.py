@@ -112,7 +112,7 @@ class Study:
     runs: Mapping[str, RunSettings]
     axes: Mapping[str, Mapping[str, str]]  # run -> axis values
     evaluations: Mapping[str, Evaluation]
-    evaluation_overrides: Mapping[str, tuple[EvaluationOverride, ...]]
+    evaluation_overrides: Mapping[str, Mapping[str, EvaluationOverride]]  # applied in order
     paper_main: Mapping[str, str]  # `main` of the body: which cell of the paper stands for ours
     paper_aliases: Mapping[str, str]
     layers: Mapping[str, str]  # resolved key path -> layer that set it

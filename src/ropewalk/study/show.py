@@ -5,13 +5,23 @@ from typing import Any
 
 from ropewalk.base.canonical import leaves, plain
 from ropewalk.base.spec import SpecError, suggestion
+from ropewalk.study.nodes import Node
 from ropewalk.study.plan import Plan
-from ropewalk.study.provenance import CLASSES, class_of, inherited_layers
+from ropewalk.study.provenance import CLASSES, class_of, class_of_definition, inherited_layers
 from ropewalk.study.schema import Study
+
+SECTIONS = ("runs", "evaluations", "data", "checks", "claims", "tables", "decides")
+DATA_STAGES = ("inventory", "tokenizer", "tokenize", "pack")
 
 
 def resolved(plan: Plan, study: str) -> dict[str, Any]:
-    """Return the settings of a study: `runs.<run>....`, `evaluations.<name>....`, provenance.
+    """Return the settings of a study, and `provenance`: key path -> class for every leaf of them.
+
+    `runs.<run>` is a run as it is trained. `evaluations.<name>` is an evaluation as it is defined,
+    `evaluations.<name>.runs.<study/run>` as it applies to one run, overrides included.
+    `data.<stage>.<name>` is what the stages of the data room are given, without the folders of this
+    machine. `checks`, `claims` and `decides` are as the study states them; `tables` lack their
+    printed cells, which are the paper's.
 
     Raises:
         SpecError: if there is no such study.
@@ -19,15 +29,21 @@ def resolved(plan: Plan, study: str) -> dict[str, Any]:
     if study not in plan.studies:
         raise SpecError(f"study {study!r} is unknown; {suggestion(study, plan.studies)}")
     found = plan.studies[study]
-    runs = {name: plain(plan.run(f"{study}/{name}")) for name in found.runs}
-    for name, settings in found.runs.items():
-        if settings.start is not None:
-            runs[name]["start"] = settings.start
-        if settings.model is not None:
-            runs[name]["model"] = settings.model
+    nodes = _data_nodes(plan, study)
     body = {
-        "runs": runs,
-        "evaluations": {name: plain(e) for name, e in found.evaluations.items()},
+        "runs": _runs(plan, found),
+        "evaluations": _evaluations(plan, found),
+        "data": {
+            stage: {name: plain(n.spec, identity=True) for name, n in nodes[stage].items()}
+            for stage in nodes
+        },
+        "checks": plain(found.file.checks),
+        "claims": plain(found.file.claims),
+        "tables": {
+            name: {key: value for key, value in plain(table).items() if key != "rows"}
+            for name, table in found.file.tables.items()
+        },
+        "decides": list(found.file.decides),
     }
     return {
         "study": study,
@@ -35,33 +51,22 @@ def resolved(plan: Plan, study: str) -> dict[str, Any]:
         "title": found.file.title,
         "paper": dict(found.file.paper),
         **body,
-        "data": _data(plan, study),
         "unstated": list(found.file.unstated),
         "inconsistencies": list(found.file.inconsistencies),
         "deviations": list(found.file.deviations),
-        "provenance": dict(provenance(plan, found, body)),
+        "provenance": {
+            **dict(_stated(plan, found, body)),
+            **dict(_of_evaluations(plan, found, body["evaluations"])),
+            **dict(_of_data(plan, study, nodes)),
+        },
     }
 
 
-def provenance(plan: Plan, study: Study, body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield `(key path, class)` for every leaf of the resolved runs and evaluations."""
-    layers = dict(study.layers)
-    for name in study.runs:
-        layers |= inherited_layers(plan.studies, study.name, name)
-    for path, _ in leaves(body):
-        yield path, class_of(study, path, layers)
-
-
-def _data(plan: Plan, study: str) -> dict[str, Any]:
-    """Return the definitions the study's own nodes read: windows, corpora, sources, tokenizers."""
-    used: dict[str, Any] = {}
-    manifests = plan.manifests(study) if study in plan.study_names else sorted(plan.nodes)
-    for manifest in manifests:
-        node = plan.nodes[manifest]
-        if node.stage in ("inventory", "tokenizer", "tokenize", "pack"):
-            name = "/".join(v for k, v in node.wildcards.items())
-            used.setdefault(node.stage, {})[name] = plain(node.spec)
-    return used
+def settings(shown: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield `(key path, value)` of every setting, section by section; empty sections have none."""
+    for section in SECTIONS:
+        if shown[section]:
+            yield from leaves(shown[section], section)
 
 
 def lines(shown: Mapping[str, Any]) -> Iterator[str]:
@@ -69,9 +74,128 @@ def lines(shown: Mapping[str, Any]) -> Iterator[str]:
     yield f"{shown['study']} at scale {shown['scale']}: {shown['title']}"
     for kind, meaning in CLASSES.items():
         yield f"  {kind:8} {meaning}"
-    body = {"runs": shown["runs"], "evaluations": shown["evaluations"]}
-    for path, value in leaves(body):
+    for path, value in settings(shown):
         yield f"{shown['provenance'][path]:8} {path} = {value!r}"
     for title in ("unstated", "inconsistencies", "deviations"):
         for line in shown[title]:
             yield f"{title}: {line}"
+
+
+def _runs(plan: Plan, study: Study) -> dict[str, Any]:
+    runs: dict[str, Any] = {name: plain(plan.run(f"{study.name}/{name}")) for name in study.runs}
+    for name, settings in study.runs.items():
+        if settings.start is not None:
+            runs[name]["start"] = settings.start
+        if settings.model is not None:
+            runs[name]["model"] = settings.model
+    return runs
+
+
+def _evaluations(plan: Plan, study: Study) -> dict[str, Any]:
+    """Return evaluations as defined; in place of the patterns in `runs`, each run they select."""
+    return {
+        name: {
+            **plain(evaluation),
+            "runs": {
+                run: _without_runs(plain(plan.evaluation(study.name, name, run)))
+                for run in plan.evaluated(study.name, name)
+            },
+        }
+        for name, evaluation in study.evaluations.items()
+    }
+
+
+def _without_runs(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in evaluation.items() if key != "runs"}
+
+
+def _data_nodes(plan: Plan, study: str) -> dict[str, dict[str, Node]]:
+    """Return the data stages that the study's own nodes need: stage -> name -> node."""
+    manifests = plan.manifests(study) if study in plan.study_names else sorted(plan.nodes)
+    found: dict[str, dict[str, Node]] = {}
+    for manifest in manifests:
+        node = plan.nodes[manifest]
+        if node.stage in DATA_STAGES:
+            found.setdefault(node.stage, {})["/".join(node.wildcards.values())] = node
+    return found
+
+
+def _stated(plan: Plan, study: Study, body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield `(key path, class)` of what stands in the study's file, or in what runs take over."""
+    layers = dict(study.layers)
+    for name in study.runs:
+        layers |= inherited_layers(plan.studies, study.name, name)
+    for path, _ in settings(body):
+        if not path.startswith(("evaluations.", "data.")):
+            yield path, class_of(study, path, layers)
+
+
+def _of_evaluations(
+    plan: Plan, study: Study, evaluations: Mapping[str, Any]
+) -> Iterator[tuple[str, str]]:
+    """Yield the classes of evaluations; for one run by the definition's globs.
+
+    A value that an override set is of the layer that wrote the override.
+    """
+    for name, evaluation in evaluations.items():
+        prefix = f"evaluations.{name}"
+        for path, _ in leaves(_without_runs(evaluation)):
+            yield f"{prefix}.{path}", class_of(study, f"{prefix}.{path}", study.layers)
+        for run, applied in evaluation["runs"].items():
+            layers = dict(study.layers)
+            for key in plan.overriding(study.name, name, run):
+                start = f"{prefix}.overrides.{key}.set."
+                layers |= {
+                    f"{prefix}.{path.removeprefix(start)}": layer
+                    for path, layer in study.layers.items()
+                    if path.startswith(start)
+                }
+            for path, _ in leaves(applied):
+                yield f"{prefix}.runs.{run}.{path}", class_of(study, f"{prefix}.{path}", layers)
+
+
+def _of_data(
+    plan: Plan, study: str, nodes: Mapping[str, Mapping[str, Node]]
+) -> Iterator[tuple[str, str]]:
+    """Yield the classes of what data stages are given, each by the definition it comes from."""
+    for stage, by_name in nodes.items():
+        for name, node in by_name.items():
+            for path, _ in leaves(plain(node.spec, identity=True)):
+                whole = f"data.{stage}.{name}.{path}"
+                if (stage, path) == ("pack", "length_tokens"):
+                    yield whole, _class_of_length(plan, node)
+                else:
+                    definition = _definition(node, path)
+                    yield whole, class_of_definition(plan.studies, study, definition)
+
+
+def _definition(node: Node, path: str) -> str:
+    """Return the key path of the named part that a leaf of a data stage's spec was copied from.
+
+    What belongs to the stage itself keeps its name: `tokenize.bos`.
+    """
+    part, _, rest = path.partition(".")
+    names = node.wildcards
+    if part == "source":
+        return f"sources.{names.get('source') or node.spec.corpus.source}.{rest}"
+    if part == "corpus":
+        return f"corpora.{names.get('corpus') or node.spec.tokenizer.corpus}.{rest}"
+    if part == "tokenizer":
+        return f"tokenizers.{names['tokenizer']}.{rest}"
+    if part == "windows":
+        return f"windows.{names['windows']}.{rest}"
+    return f"{node.stage}.{path}"
+
+
+def _class_of_length(plan: Plan, pack: Node) -> str:
+    """Return the class of a windows' length: that of the first phase that is trained on them."""
+    for node in plan.of_stage("train"):
+        for index, phase in enumerate(node.spec.run.phases):
+            if (phase.windows, phase.length_tokens) == (
+                pack.wildcards["windows"],
+                pack.spec.length_tokens,
+            ):
+                owner = plan.studies[node.wildcards["study"]]
+                path = f"runs.{node.wildcards['run']}.phases.{index}.length_tokens"
+                return class_of(owner, path, owner.layers)
+    raise AssertionError(f"{pack.manifest} is planned for no phase")

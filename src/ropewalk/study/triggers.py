@@ -4,26 +4,32 @@ Each cause is one string, so that Snakemake, which compares params as a set of t
 exactly the string that changed: `spec.optimizer.lr=0.001`, `ropewalk/data/pack.py@1a2b3c`.
 """
 
+import csv
 import functools
 import json
 from collections.abc import Callable, Mapping
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
-
-import yaml
 
 from ropewalk.base.canonical import digest, leaves, plain
 from ropewalk.base.closure import closure
-from ropewalk.base.manifest import MANIFEST, PROVENANCE, File, damage
-from ropewalk.base.spec import SpecError
+from ropewalk.base.manifest import (
+    MANIFEST,
+    ArtifactError,
+    damage,
+    read_manifest,
+    read_provenance,
+)
+from ropewalk.base.stage import canonical_code, public_version
 from ropewalk.data.spec import PythonSource, Source
+from ropewalk.study.accepted import ACCEPTED, read_accepted
 from ropewalk.study.nodes import Node
 from ropewalk.study.plan import Plan
 from ropewalk.study.registry import STAGES
 
-ACCEPTED = "accepted.yaml"
 LOCK = "requirements.lock"
+UNPINNED = "unpinned"
 
 
 class Triggers:
@@ -32,7 +38,8 @@ class Triggers:
     def __init__(self, plan: Plan, root: Path) -> None:
         self.plan = plan
         self.root = root
-        self.accepted = read_accepted(root / ACCEPTED)
+        entries = read_accepted(root / ACCEPTED)
+        self.accepted = {(entry.file, entry.new): entry.old for entry in entries}
         self.pins = read_pins(root / LOCK)
         self._listings: dict[str, str] = {}
         self._leaves: dict[str, dict[str, str]] = {}
@@ -43,14 +50,24 @@ class Triggers:
 
     def code(self, stage: str) -> list[str]:
         """Return `file@digest` for the stage's code closure; accepted digests stand as the old."""
-        return [
-            f"{file}@{self.canonical(file, found)}"
-            for file, found in closure(STAGES[stage].entry).items()
-        ]
+        return self.code_causes(closure(STAGES[stage].entry))
+
+    def code_causes(self, code_files: Mapping[str, str]) -> list[str]:
+        """Return `file@digest` of code, each digest as the oldest it was accepted as equal to."""
+        known = canonical_code(code_files, self.accepted)
+        return [f"{file}@{found}" for file, found in known.items()]
+
+    def accepted_of(self, stage: str) -> list[str]:
+        """Return the accepted changes of the stage's code: `file@digest=older digest`."""
+        files = closure(STAGES[stage].entry)
+        return [f"{f}@{new}={old}" for (f, new), old in self.accepted.items() if f in files]
 
     def libraries(self, stage: str) -> list[str]:
         """Return `name==version` of the pinned libraries the stage's numbers depend on."""
-        return [f"{name}=={self.pins.get(name, 'unpinned')}" for name in STAGES[stage].libraries]
+        return [
+            f"{name}=={public_version(self.pins.get(name, UNPINNED))}"
+            for name in STAGES[stage].libraries
+        ]
 
     def params(self, stage: str) -> list[str | Callable[[Mapping[str, str]], str]]:
         """Return a rule's positional params: constants, and one function of wildcards per key.
@@ -72,21 +89,26 @@ class Triggers:
         settings = [f"{k}={v}" for k, v in self._settings(node).items()]
         rebuilds = self.rebuilds(node)
         extra = [f"rebuilds={rebuilds}"] if rebuilds else []
-        source = [self.source(node)] if node.stage == "inventory" else []
+        source = self.source(node)
+        listed = [source] if source else []
         return sorted(
-            [*self.code(node.stage), *self.libraries(node.stage), *settings, *source, *extra]
+            [*self.code(node.stage), *self.libraries(node.stage), *settings, *listed, *extra]
         )
 
     def source(self, node: Node) -> str:
         """Return a digest of a source's listing, so that changed files rerun its inventory.
 
-        Empty for other stages, and for a folder that is not on this machine: planning never needs
-        the data.
+        Empty for other stages. A folder that is not on this machine counts as unchanged: planning
+        never needs the data.
         """
         if node.stage != "inventory":
             return ""
         if node.manifest not in self._listings:
-            self._listings[node.manifest] = listing(node.spec.source, node.spec.folder)
+            found = listing(node.spec.source, node.spec.folder)
+            if not found:
+                seen = read_provenance(self.root / Path(node.manifest).parent) or {}
+                found = str(seen.get("listing", ""))
+            self._listings[node.manifest] = found
         return self._listings[node.manifest]
 
     def submitted(self) -> str:
@@ -99,37 +121,30 @@ class Triggers:
         One more than recorded if they are damaged now: the changed number is what makes Snakemake
         run the stage, and the stage records it, so that the next plan is quiet again.
         """
-        record = self.root / Path(node.manifest).parent / PROVENANCE
-        if not record.is_file():
-            return 0
-        try:
-            provenance = json.loads(record.read_text(encoding="utf-8"))
-            count = int(provenance["rebuilds"])
-        except (ValueError, KeyError):
-            return 0
-        return count + bool(self.damaged(node))
+        seen = read_provenance(self.root / Path(node.manifest).parent)
+        return (seen["rebuilds"] if seen else 0) + bool(self.damaged(node))
 
     @functools.cache  # noqa: B019 - lives as long as the process that plans
     def _damaged(self, manifest: str) -> tuple[str, ...]:
         path = self.root / manifest
-        record = path.parent / PROVENANCE
-        if not (path.is_file() and record.is_file()):
+        if not path.is_file():
             return ()
+        seen = read_provenance(path.parent)
+        if seen is None:
+            return (f"{manifest} has no readable provenance.json beside it",)
+        if path.read_bytes() != seen["manifest"].encode():
+            return (f"{manifest} differs from what the stage wrote",)
         try:
-            listed = json.loads(path.read_text(encoding="utf-8"))["files"]
-            seen = json.loads(record.read_text(encoding="utf-8"))
-            if path.read_text(encoding="utf-8") != seen["manifest"]:
-                return (f"{manifest} differs from what the stage wrote",)
-        except (ValueError, KeyError):
+            listed = read_manifest(path, verify=False).files
+        except ArtifactError:
             return (f"{manifest} cannot be read",)
         found = []
-        for entry in listed:
-            file = File(**entry)
+        for file in listed:
             target = path.parent / file.path
             if (
                 target.is_file()
                 and target.stat().st_size == file.bytes
-                and target.stat().st_mtime_ns == seen.get("files", {}).get(file.path)
+                and target.stat().st_mtime_ns == seen["files"].get(file.path)
             ):
                 continue
             problem = damage(path.parent, file)
@@ -140,16 +155,6 @@ class Triggers:
     def damaged(self, node: Node) -> tuple[str, ...]:
         """Return what is wrong with a node's files: by size and time, by hash where these moved."""
         return self._damaged(node.manifest)
-
-    def canonical(self, file: str, found: str) -> str:
-        """Return the oldest digest that `accepted.yaml` declares equal to this one."""
-        seen = {found}
-        while (file, found) in self.accepted:
-            found = self.accepted[file, found]
-            if found in seen:
-                break
-            seen.add(found)
-        return found
 
     def _source(self, stage: str, wildcards: Mapping[str, str]) -> str:
         return self.source(self.plan.node(stage, self.plan.wildcards(stage, dict(wildcards))))
@@ -184,7 +189,9 @@ def spec_leaves(node: Node) -> dict[str, str]:
 def listing(source: Source, folder: str | None) -> str:
     """Return `files=<digest>` of the names and sizes (and, in folders, times) of a source's files.
 
-    Distributions are described by name, version and RECORD, whose hashes the inventory checks.
+    Distributions are described by name, version and the rows of RECORD that an inventory reads,
+    whose hashes it checks: scripts, whose hashes hold the path of the environment, are no part.
+    Empty for a folder that is not on this machine.
     """
     if isinstance(source, PythonSource):
         found: list[Any] = []
@@ -194,14 +201,7 @@ def listing(source: Source, folder: str | None) -> str:
             except metadata.PackageNotFoundError:
                 found.append([name, None])
                 continue
-            record = distribution.read_text("RECORD") or ""
-            files = distribution.files or []
-            sizes = [
-                [str(f), path.stat().st_size if (path := Path(str(f.locate()))).is_file() else None]
-                for f in files
-                if f.suffix == ".py"
-            ]
-            found.append([name, distribution.version, digest(record), digest(sizes)])
+            found.append([name, distribution.version, _python_rows(distribution)])
         return f"files={digest(found)}"
     if folder is None or not Path(folder).is_dir():
         return ""
@@ -211,22 +211,15 @@ def listing(source: Source, folder: str | None) -> str:
     return f"files={digest([[name, s.st_size, s.st_mtime_ns] for name, s in stats])}"
 
 
-def read_accepted(path: Path) -> dict[tuple[str, str], str]:
-    """Return `(file, new digest) -> old digest` from `accepted.yaml`, if there is one.
-
-    Raises:
-        SpecError: if an entry lacks file, from, to or reason.
-    """
-    if not path.is_file():
-        return {}
-    entries: Any = yaml.safe_load(path.read_text(encoding="utf-8")) or []
-    accepted = {}
-    for index, entry in enumerate(entries):
-        lacking = [k for k in ("file", "from", "to", "reason") if not entry.get(k)]
-        if lacking:
-            raise SpecError(f"{path.name}: entry {index + 1}: {lacking[0]!r} is missing")
-        accepted[entry["file"], str(entry["to"])] = str(entry["from"])
-    return accepted
+def _python_rows(distribution: metadata.Distribution) -> list[list[str | int | None]]:
+    """Return `[path, recorded hash, size on disk]` of the `.py` files inside site-packages."""
+    rows: list[list[str | int | None]] = []
+    for row in csv.reader((distribution.read_text("RECORD") or "").splitlines()):
+        path = PurePosixPath(row[0] if row else "")
+        if path.suffix == ".py" and not path.is_absolute() and ".." not in path.parts:
+            file = Path(str(distribution.locate_file(path)))
+            rows.append([str(path), row[1], file.stat().st_size if file.is_file() else None])
+    return sorted(rows, key=lambda row: str(row[0]))
 
 
 def read_pins(path: Path) -> dict[str, str]:
@@ -239,4 +232,12 @@ def read_pins(path: Path) -> dict[str, str]:
     return pins
 
 
-__all__ = ["ACCEPTED", "LOCK", "MANIFEST", "Triggers", "read_accepted", "read_pins", "spec_leaves"]
+__all__ = [
+    "LOCK",
+    "MANIFEST",
+    "UNPINNED",
+    "Triggers",
+    "listing",
+    "read_pins",
+    "spec_leaves",
+]

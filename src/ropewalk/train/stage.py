@@ -96,8 +96,11 @@ def _make_work_folder(job: Job, folder: Path) -> None:
     """Make the work folder, or keep the one that stands there if going on from it is right."""
     record = folder / "identity.json"
     if folder.exists():
-        made_by = read_json(record)["code"] if record.is_file() else "unknown"
-        if made_by != job.code and os.environ.get(ACROSS_CODE) != "1":
+        begun = read_json(record) if record.is_file() else {}
+        made_by = begun.get("code", "unknown")
+        files = begun.get("code_files")
+        same = job.same_code(files) if files else made_by == job.code
+        if not same and os.environ.get(ACROSS_CODE) != "1":
             aside = _set_aside(folder, made_by)
             print(
                 f"train: {folder} was begun by other code ({made_by}, now {job.code}); starting "
@@ -115,7 +118,7 @@ def _make_work_folder(job: Job, folder: Path) -> None:
     if not folder.exists():
         _clear_exports(job.folder)
         folder.mkdir(parents=True)
-    write_json(record, {"code": job.code, "recipe": job.recipe})
+    write_json(record, {"code": job.code, "code_files": job.code_files, "recipe": job.recipe})
 
 
 def _set_aside(folder: Path, code: str) -> Path:
