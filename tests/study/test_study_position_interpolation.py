@@ -177,7 +177,7 @@ def test_what_the_llama_paper_leaves_to_the_released_configurations(shown: dict[
 
 def test_the_protocols_are_the_papers_but_for_what_it_leaves_open(shown: dict[str, Any]) -> None:
     """Guards against the length of a passkey prompt, or its corpus, that passes for stated."""
-    for name in ("pg19", "proof_pile"):
+    for name in ("perplexity", "proof_pile"):
         stated = "protocol.stride_tokens protocol.documents protocol.contexts.4x corpus"
         assert classes(shown, f"evaluations.{name}", stated) == {"paper"}
     stated = "protocol.distances protocol.trials protocol.threshold protocol.context_tokens"
@@ -189,7 +189,7 @@ def test_the_protocols_are_the_papers_but_for_what_it_leaves_open(shown: dict[st
 
 def test_an_evaluation_reaches_the_window_a_model_was_extended_to(shown: dict[str, Any]) -> None:
     """Guards against an override that the settings shown do not contain."""
-    for name in ("pg19", "proof_pile"):
+    for name in ("perplexity", "proof_pile"):
         runs = shown["evaluations"][name]["runs"]
         assert {run.split("/")[1] for run in runs if run.startswith("position")} == {
             "-".join(cell) for cell in CELLS

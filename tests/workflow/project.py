@@ -40,7 +40,7 @@ position_interpolation:
         snapshot_steps: [0, 1, 2, 3, 4]
   snapshots: { "200": "1", "400": "2", "600": "3", "800": "4", "1000": "5" }
   evaluations:
-    pg19: { protocol: { documents: 6 } }
+    perplexity: { protocol: { documents: 6 } }
     retrieval: { protocol: { distances: 4, trials: 2 } }
 """
 

@@ -87,7 +87,7 @@ def test_transformers_reproduces_the_evaluated_loss(tiny: Project, run: str) -> 
     import torch
     import transformers
 
-    folder = tiny.folder / MEASURED / "pg19" / run
+    folder = tiny.folder / MEASURED / "perplexity" / run
     result = json.loads((folder / "result.json").read_text())
     with pa.memory_map(str(folder / "scores.arrow")) as source:
         scores = pa.ipc.open_file(source).read_all().to_pandas()
@@ -119,7 +119,7 @@ def test_swapped_checkpoints_change_verdicts(tiny: Project) -> None:
     """The report must be able to say no: the arms' weights change places, nothing else does."""
     swapped: dict[str, str] = {}
     for own, other in (ARMS, ARMS[::-1]):
-        for evaluation in ("pg19", "retrieval"):
+        for evaluation in ("perplexity", "retrieval"):
             folder = f"{MEASURED}/{evaluation}/position_interpolation/{own}"
             out = f"results/swapped/{evaluation}/{own}"
             weights = f"{RUNS}/position_interpolation"

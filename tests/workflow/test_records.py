@@ -82,7 +82,7 @@ def test_without_records_changed_settings_are_refused_and_the_remedy_works(
     assert "Traceback" not in text
     manifests = remedy(text)
     assert manifests
-    assert all("/evaluations/position_interpolation/pg19/" in path for path in manifests)
+    assert all("/evaluations/position_interpolation/perplexity/" in path for path in manifests)
     for path in manifests:
         (copied.folder / path).unlink()
     assert rules(copied.planned()[0]) == {"evaluate", "judge", "report"}

@@ -251,5 +251,5 @@ def test_why_agrees_with_the_plan(project: Project) -> None:
     lines = project.run("ropewalk", "why", "all").stdout.splitlines()
     stale = {line.partition(":")[0] for line in lines if not line.endswith("up to date")}
     assert stale
-    assert all(re.search(r"evaluations/.*/pg19/|judged|report", path) for path in stale)
+    assert all(re.search(r"evaluations/.*/perplexity/|judged|report", path) for path in stale)
     assert any("spec.protocol.scored_tokens=16" in line for line in lines)

@@ -153,7 +153,9 @@ def _passkey(protocol: Mapping[str, Any]) -> str:
 
 
 def _recall(protocol: Mapping[str, Any]) -> str:
+    pairs = protocol["pairs"]
+    shown = "A key-value pair" if pairs == 1 else f"One of {pairs} key-value pairs"
     return (
-        f"One of {protocol['pairs']} key-value pairs hidden in filler text is asked for "
+        f"{shown} hidden in filler text is asked for "
         f"{_rule(protocol)}; {_PROMPTS[protocol['prompt']]}, chance is 1 in {protocol['keys']}."
     )
