@@ -70,6 +70,7 @@ def test_profiles_win_nothing_they_should_not(fresh: Project) -> None:
 
 BAD = [
     ("config.yaml", "scale: mini", "scale: huge", ["scale", "'huge'", "mini"]),
+    ("config.yaml", "results: results", "results: a\nresults: b", ["config.yaml:", "twice"]),
     ("config.yaml", "results: results", "result: results", ["result", "did you mean 'results'"]),
     (
         "config.yaml",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ropewalk.base.stage import SUBMITTED_CODE
+from ropewalk.study.config import check_file
 from ropewalk.study.nodes import Node
 from ropewalk.study.plan import Plan
 from ropewalk.study.records import Unseen
@@ -20,6 +21,7 @@ CLASSES: Mapping[str, Mapping[str, int]] = {
     "cpu_large": {"mem_mb": 16000, "runtime": 720},
     "accelerator": {"mem_mb": 8000, "runtime": 720},
 }
+CONFIG = "config.yaml"
 MEMORY_PER_GPU_MB = 100_000
 GPUS_TIME_MINUTES = 2880
 
@@ -34,6 +36,7 @@ class Lookups:
     @classmethod
     def load(cls, config: Mapping[str, Any], root: Path) -> "Lookups":
         """Return the lookups for a configuration; SpecError lists everything wrong with it."""
+        check_file(root / CONFIG)  # Snakemake lets the last of two equal keys win silently
         plan = Plan.load(config, root)
         return cls(plan, Triggers(plan, root))
 

@@ -65,8 +65,7 @@ class Plan:
 
     def pattern(self, stage: str) -> str:
         """Return the manifest path of a stage with Snakemake's wildcards in it."""
-        wildcards = {"name": self.config.run_name}
-        fixed = STAGES[stage].folder.replace("{name}", wildcards["name"])
+        fixed = STAGES[stage].folder.replace("{name}", self.config.run_name)
         return f"{self.config.results}/{fixed}/{MANIFEST}"
 
     def wildcards(self, stage: str, given: Mapping[str, str]) -> dict[str, str]:

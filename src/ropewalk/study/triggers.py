@@ -15,7 +15,6 @@ from typing import Any
 from ropewalk.base.canonical import digest, leaves, plain
 from ropewalk.base.closure import closure
 from ropewalk.base.manifest import (
-    MANIFEST,
     ArtifactError,
     damage,
     read_manifest,
@@ -234,7 +233,6 @@ def read_pins(path: Path) -> dict[str, str]:
 
 __all__ = [
     "LOCK",
-    "MANIFEST",
     "UNPINNED",
     "Triggers",
     "listing",
