@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from ropewalk.commands.project import add_config
+
 
 def register(commands: Any) -> None:
     """Add the command."""
@@ -19,12 +21,7 @@ def register(commands: Any) -> None:
             "locations, and say which scales can run here. Nothing is changed."
         ),
     )
-    command.add_argument(
-        "--config",
-        type=Path,
-        default=Path("config.yaml"),
-        help="the configuration to read (default: config.yaml of this folder)",
-    )
+    add_config(command)
     command.set_defaults(run=run)
 
 

@@ -2,8 +2,9 @@
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
+
+from ropewalk.commands.project import add_project, plan_of
 
 
 def register(commands: Any) -> None:
@@ -23,24 +24,16 @@ def register(commands: Any) -> None:
         ),
     )
     command.add_argument("study", help="a study in papers/, e.g. position_interpolation; or shared")
-    command.add_argument("--scale", help="tiny, mini, small, gpu or paper (default: config.yaml)")
     command.add_argument("--json", action="store_true", help="print JSON instead of lines")
-    command.add_argument(
-        "--config",
-        type=Path,
-        default=Path("config.yaml"),
-        help="the configuration to read (default: config.yaml of this folder)",
-    )
+    add_project(command)
     command.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the settings."""
-    from ropewalk.study.project import load_plan
     from ropewalk.study.show import lines, resolved
 
-    overrides = {"scale": options.scale} if options.scale else {}
-    plan = load_plan(options.config, overrides)
+    plan = plan_of(options)
     shown = resolved(plan, options.study)
     if options.json:
         print(json.dumps(shown, indent=1, ensure_ascii=False))

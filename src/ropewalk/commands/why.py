@@ -1,8 +1,9 @@
 """`ropewalk why TARGET`: why a stage would rerun, or that it would not."""
 
 import argparse
-from pathlib import Path
 from typing import Any
+
+from ropewalk.commands.project import add_project, plan_of
 
 
 def register(commands: Any) -> None:
@@ -16,24 +17,16 @@ def register(commands: Any) -> None:
         ),
     )
     command.add_argument("target", help="e.g. results/mini/report, position_interpolation, all")
-    command.add_argument("--scale", help="tiny, mini, small, gpu or paper (default: config.yaml)")
-    command.add_argument(
-        "--config",
-        type=Path,
-        default=Path("config.yaml"),
-        help="the configuration to read (default: config.yaml of this folder)",
-    )
+    add_project(command)
     command.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the reasons."""
-    from ropewalk.study.project import load_plan
     from ropewalk.study.triggers import Triggers
     from ropewalk.study.why import Why, select
 
-    overrides = {"scale": options.scale} if options.scale else {}
-    plan = load_plan(options.config, overrides)
+    plan = plan_of(options)
     root = options.config.resolve().parent
     why = Why(plan, Triggers(plan, root), root)
     for manifest in select(plan, options.target, root):
