@@ -3,7 +3,8 @@
 # Path grammar (every stage leaves a manifest.json in its folder):
 #   results/data/inventories/{source}                            files of a source
 #   results/data/tokenizers/{tokenizer}                          a tokenizer
-#   results/data/tokens/{corpus}/{tokenizer}                     tokens in Arrow shards
+#   results/data/tokens/{corpus}/{tokenizer}/parts/{part}        tokens of a part, in Arrow shards
+#   results/data/tokens/{corpus}/{tokenizer}                     the parts together
 #   results/data/windows/{windows}/{length}                      training windows, as an index
 #   results/<name>/runs/{study}/{run}                            weights, snapshots, metrics
 #   results/<name>/evaluations/{study}/{evaluation}/{run_study}/{run}

@@ -11,3 +11,7 @@ try:
 except SpecError as error:
     raise WorkflowError(f"nothing can be planned:\n{error}")
 plan = lookups.plan
+
+
+wildcard_constraints:
+    **lookups.wildcards(),

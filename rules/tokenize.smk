@@ -19,7 +19,7 @@ rule tokenizer:
 
 
 rule tokenize:
-    """Turn a corpus into tokens in Arrow shards."""
+    """Turn a part of a corpus into tokens in Arrow shards."""
     input:
         lambda wildcards: lookups.inputs("tokenize", wildcards),
     output:
@@ -36,3 +36,23 @@ rule tokenize:
         arguments=lambda wildcards, input: lookups.arguments("tokenize", wildcards),
     shell:
         "ropewalk tokenize {params.arguments} 2>&1 | tee {log:q}"
+
+
+rule gather:
+    """Put the parts of a corpus together as its tokens."""
+    input:
+        lambda wildcards: lookups.inputs("gather", wildcards),
+    output:
+        manifest=plan.pattern("gather"),
+    log:
+        lookups.log("gather"),
+    conda:
+        "../envs/data.yaml"
+    threads: 1
+    resources:
+        **lookups.resources("gather"),
+    params:
+        *lookups.triggers.params("gather"),
+        arguments=lambda wildcards, input: lookups.arguments("gather", wildcards),
+    shell:
+        "ropewalk gather {params.arguments} 2>&1 | tee {log:q}"

@@ -90,6 +90,8 @@ def test_only_the_content_of_inventories_is_in_the_recipe(tmp_path: Path) -> Non
 def edit(folder: Path, key: str, value: Any) -> None:
     data = json.loads((folder / MANIFEST).read_text())
     data[key] = value
+    if value is None:
+        del data[key]
     (folder / MANIFEST).write_text(json.dumps(data))
 
 
@@ -108,13 +110,14 @@ DAMAGE: dict[str, tuple[Any, str, str]] = {
         "again",
     ),
     "one byte": (flip_a_byte, "sub/shard.bin has sha256", "again"),
-    "result": (lambda f: edit(f, "result", {"documents": 4}), "manifest.json", "Delete"),
+    "fact": (lambda f: edit(f, "documents", 4), "manifest.json does not agree", "Delete"),
     "content": (lambda f: edit(f, "content", "0" * 16), "manifest.json", "Delete"),
-    "version": (lambda f: edit(f, "format_version", 2), "format_version 2", "delete"),
+    "version": (lambda f: edit(f, "format_version", 1), "format_version 1", "delete"),
     "no version": (lambda f: (f / MANIFEST).write_text("{}"), "format_version None", "delete"),
     "half": (lambda f: (f / MANIFEST).write_text('{"format_'), "not valid JSON", "delete"),
     "list": (lambda f: (f / MANIFEST).write_text("[]"), "not a manifest", "delete"),
-    "extra key": (lambda f: edit(f, "colour", "red"), "colour", "delete"),
+    "added fact": (lambda f: edit(f, "colour", "red"), "manifest.json does not agree", "Delete"),
+    "lost key": (lambda f: edit(f, "recipe", None), "lacks a key ('recipe')", "delete"),
     "gone": (lambda f: (f / MANIFEST).unlink(), "manifest.json does not exist", "run `snakemake"),
 }
 

@@ -15,6 +15,8 @@ from ropewalk.data.spec import (
     TokenizeJob,
     TokenizerJob,
     TrainedTokenizer,
+    gather_job,
+    part_name,
 )
 
 Run = Callable[..., Manifest]
@@ -63,24 +65,41 @@ class Chain:
         )
         self.corpus = DocumentCorpus(source="fake", split="train", seed=3)
         self.inventory = run("inventory", InventoryJob(source=self.source), "inventory")
-        self.tokenizer = run(
+        self.train_tokenizer()
+
+    def train_tokenizer(self, **changes: Any) -> None:
+        """Train the tokenizer; `changes` go to its spec."""
+        spec = TrainedTokenizer(
+            corpus="train",
+            vocabulary_size=400,
+            reserved_tokens=32,
+            training_bytes=10_000,
+            **changes,
+        )
+        self.tokenizer = self.run(
             "tokenizer",
-            TokenizerJob(
-                tokenizer=TrainedTokenizer(
-                    corpus="train",
-                    vocabulary_size=400,
-                    reserved_tokens=32,
-                    training_bytes=10_000,
-                ),
-                source=self.source,
-                corpus=self.corpus,
-            ),
+            TokenizerJob(tokenizer=spec, source=self.source, corpus=self.corpus),
             "tokenizer",
             inventory=self.inventory,
         )
 
     def tokens(self, name: str = "tokens", **changes: Any) -> Manifest:
-        """Tokenize the corpus; `changes` go to the job."""
-        spec = TokenizeJob(**{"corpus": self.corpus, "source": self.source, **changes})
-        inputs = {"inventory": self.inventory, "tokenizer": self.tokenizer}
-        return self.run("tokenize", spec, name, **inputs)
+        """Tokenize the corpus in all its parts; `changes` go to the jobs."""
+        return tokens_of(
+            self.run,
+            name,
+            {"inventory": self.inventory, "tokenizer": self.tokenizer},
+            **{"corpus": self.corpus, "source": self.source, **changes},
+        )
+
+
+def tokens_of(run: Run, name: str, inputs: Mapping[str, Manifest], **job: Any) -> Manifest:
+    """Run every part of a corpus and gather them; `job` are the settings of TokenizeJob."""
+    corpus = job["corpus"]
+    parts = {
+        f"part__{part_name(part)}": run(
+            "tokenize", TokenizeJob(part=part, **job), f"{name}/parts/{part_name(part)}", **inputs
+        )
+        for part in range(corpus.parts)
+    }
+    return run("gather", gather_job(corpus), name, **parts)

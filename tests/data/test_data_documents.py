@@ -1,72 +1,25 @@
 import dataclasses
-import gzip
 import hashlib
-import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
-import zstandard
+from data_files import frames
 from data_samples import Chain, Run
 
 from ropewalk.base.manifest import Manifest
 from ropewalk.base.stage import StageError
-from ropewalk.data.documents import Document, Skipped, read_documents
-from ropewalk.data.lines import read_lines
-from ropewalk.data.spec import DocumentCorpus, InventoryJob, JsonlSource
+from ropewalk.data.documents import Document, Place, Skipped, documents, entries_of, field
+from ropewalk.data.spec import DocumentCorpus, InventoryJob, JsonlSource, Pile, Prompt, RedPajama
 
 
-def frames(*parts: bytes) -> bytes:
-    """Compress each part as a zstd frame of its own, without content size, as stream writers do."""
-    out = b""
-    for part in parts:
-        sink = io.BytesIO()
-        with zstandard.ZstdCompressor().stream_writer(sink, closefd=False) as writer:
-            writer.write(part)
-        out += sink.getvalue()
-    return out
-
-
-def sha(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-LINES = [
-    json.dumps({"text": f"document {i} " + "x" * (i * 37 % 500)}).encode() + b"\n"
-    for i in range(3000)
-]
-PLAIN = b"".join(LINES)
-ENCODED = {
-    "a.jsonl": PLAIN,
-    "a.jsonl.gz": gzip.compress(PLAIN[:70_001]) + gzip.compress(PLAIN[70_001:]),
-    # frame ends inside a line, and an empty frame
-    "a.jsonl.zst": frames(PLAIN[:99_999], b"", PLAIN[99_999:100_003], PLAIN[100_003:]),
-}
-
-
-@pytest.mark.parametrize("name", ENCODED)
-def test_every_line_of_every_frame_is_read(tmp_path: Path, name: str) -> None:
-    """Guards against a reader that stops after the first frame: most of the Pile would be lost."""
-    (tmp_path / name).write_bytes(ENCODED[name])
-    assert list(read_lines(tmp_path / name, sha(ENCODED[name]))) == LINES
-
-
-@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])
-@pytest.mark.parametrize("cut", [1, 10, 5000])
-def test_a_file_cut_short_is_an_error(tmp_path: Path, name: str, cut: int) -> None:
-    """Guards against a broken download that reads as a smaller corpus, checksum and all."""
-    content = ENCODED[name][:-cut]
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(StageError, match=rf"{name} is damaged or cut short"):
-        list(read_lines(tmp_path / name, sha(content)))
-
-
-@pytest.mark.parametrize("name", ENCODED)
-def test_a_file_that_changed_since_the_inventory_is_an_error(tmp_path: Path, name: str) -> None:
-    """Guards against reading other data than the identity says."""
-    (tmp_path / name).write_bytes(ENCODED[name])
-    with pytest.raises(StageError, match="where the inventory says"):
-        list(read_lines(tmp_path / name, sha(b"other")))
+def read_all(
+    corpus: DocumentCorpus, source: Any, inventory: Manifest, folder: Path | None = None
+) -> list[Any]:
+    """Return everything a corpus of one part holds."""
+    where = None if folder is None else str(folder)
+    return list(documents(corpus, source, entries_of(corpus, inventory), where))
 
 
 def test_unusable_records_are_skipped_by_cause(run: Run, tmp_path: Path) -> None:
@@ -89,8 +42,8 @@ def test_unusable_records_are_skipped_by_cause(run: Run, tmp_path: Path) -> None
     source = JsonlSource(location="x", train=("*.jsonl",))
     inventory = run("inventory", InventoryJob(source=source, folder=str(raw)), "inventory")
     corpus = DocumentCorpus(source="x", split="train")
-    items = list(read_documents(corpus, source, inventory, str(raw)))
-    assert [i.index for i in items] == list(range(9))
+    items = read_all(corpus, source, inventory, raw)
+    assert [i.place for i in items] == [(0, n) for n in (0, 1, 2, 3, 4, 5, 6, 7, 9)]
     assert [i.cause for i in items if isinstance(i, Skipped)] == [
         "malformed_json",
         "malformed_json",
@@ -98,10 +51,11 @@ def test_unusable_records_are_skipped_by_cause(run: Run, tmp_path: Path) -> None
         "missing_text",
         "empty",
         "invalid_unicode",
-        "malformed_json",
+        "invalid_utf8",
     ]
-    documents = [i for i in items if isinstance(i, Document)]
-    assert [(d.id, d.text, d.subset) for d in documents] == [
+    assert all(i.reason for i in items if isinstance(i, Skipped) and i.cause != "empty")
+    found = [i for i in items if isinstance(i, Document)]
+    assert [(d.id, d.text, d.subset) for d in found] == [
         ("a.jsonl:0", "one", "Books"),
         ("a.jsonl:9", "zwölf\u2028\u2028", None),
     ]
@@ -124,8 +78,8 @@ def test_json_lines_come_file_by_file_in_a_seeded_order(run: Run, tmp_path: Path
 
     def read(seed: int) -> list[str]:
         corpus = DocumentCorpus(source="x", split="train", seed=seed)
-        items = list(read_documents(corpus, source, inventory, str(folder)))
-        assert [item.index for item in items] == list(range(40))
+        items = read_all(corpus, source, inventory, folder)
+        assert [item.place for item in items] == [(f, n) for f in range(8) for n in range(5)]
         return [item.id for item in items]
 
     def expected(seed: int) -> list[str]:
@@ -148,9 +102,9 @@ def test_a_sample_is_a_seeded_share_of_every_file(run: Run, tmp_path: Path) -> N
 
     def read(share: float | None, seed: int = 0) -> list[str]:
         corpus = DocumentCorpus(source="x", split="train", sample=share, seed=seed)
-        items = list(read_documents(corpus, source, inventory, str(folder)))
-        assert [item.index for item in items] == list(range(len(items)))
-        return [item.id for item in items]
+        items = read_all(corpus, source, inventory, folder)
+        assert len(items) == 3000  # every record is either kept or counted
+        return [item.id for item in items if isinstance(item, Document)]
 
     whole, tenth, third = read(None), read(0.1), read(0.3)
     assert read(1.0) == whole
@@ -174,7 +128,8 @@ def test_a_sample_of_python_files_is_drawn_by_path(chain: Chain) -> None:
 
     def read(share: float | None) -> list[str]:
         corpus = dataclasses.replace(chain.corpus, sample=share)
-        return [d.id for d in read_documents(corpus, chain.source, chain.inventory)]
+        items = read_all(corpus, chain.source, chain.inventory)
+        return [item.id for item in items if isinstance(item, Document)]
 
     whole, half = read(None), read(0.5)
     assert 0 < len(half) < len(whole)
@@ -186,7 +141,7 @@ def test_python_documents_are_the_files_in_a_seeded_order(chain: Chain) -> None:
 
     def read(seed: int) -> list[Document]:
         corpus = DocumentCorpus(source="fake", split="train", seed=seed)
-        items = list(read_documents(corpus, chain.source, chain.inventory))
+        items = read_all(corpus, chain.source, chain.inventory)
         assert all(isinstance(item, Document) for item in items)
         return items  # type: ignore[return-value]
 
@@ -199,7 +154,101 @@ def test_python_documents_are_the_files_in_a_seeded_order(chain: Chain) -> None:
 
 def test_a_python_file_changed_since_the_inventory_is_an_error(chain: Chain, site: Path) -> None:
     """Guards against tokens of an installation other than the one inventoried."""
-    path = next(iter(read_documents(chain.corpus, chain.source, chain.inventory))).id
+    path = read_all(chain.corpus, chain.source, chain.inventory)[0].id
     (site / path).write_text("x = 1\n")
     with pytest.raises(StageError, match="changed after the inventory"):
-        list(read_documents(chain.corpus, chain.source, chain.inventory))
+        read_all(chain.corpus, chain.source, chain.inventory)
+
+
+def lay_out(run: Run, folder: Path, files: dict[str, list[Any]], source: Any) -> Manifest:
+    """Write JSON lines, in zstd where the name says so, and list them."""
+    for name, rows in files.items():
+        content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(frames(content) if name.endswith(".zst") else content)
+    return run("inventory", InventoryJob(source=source, folder=str(folder)), "inventory")
+
+
+def pile(name: str | None, text: str) -> dict[str, Any]:
+    return {"text": text, "meta": {} if name is None else {"pile_set_name": name}}
+
+
+@pytest.mark.parametrize(
+    ("filters", "kept"),
+    [
+        ({}, ["a", "b", "c", "d"]),
+        ({"subsets": ("Books3", "ArXiv")}, ["a", "c"]),
+        ({"excluded_subsets": ("Github",)}, ["a", "c", "d"]),
+        ({"subsets": ("Books3", "Github"), "excluded_subsets": ("Github",)}, ["a"]),
+        ({"subsets": ("absent",)}, []),
+    ],
+)
+def test_subsets_are_chosen_by_the_name_in_the_record(
+    run: Run, tmp_path: Path, filters: dict[str, Any], kept: list[str]
+) -> None:
+    """Guards against a filter that lets everything through, or drops without counting."""
+    source = Pile(location="x")
+    rows = [pile("Books3", "a"), pile("Github", "b"), pile("ArXiv", "c"), pile(None, "d")]
+    inventory = lay_out(run, tmp_path / "raw", {"train/00.jsonl.zst": rows}, source)
+    corpus = DocumentCorpus(source="x", split="train", **filters)
+    items = read_all(corpus, source, inventory, tmp_path / "raw")
+    assert [i.text for i in items if isinstance(i, Document)] == kept
+    assert [i.cause for i in items if isinstance(i, Skipped)] == ["other_subset"] * (4 - len(kept))
+    assert len(items) == 4
+
+
+def test_folders_name_the_subsets_of_redpajama(run: Run, tmp_path: Path) -> None:
+    """Guards against a data set whose parts cannot be told apart, because no record names them."""
+    source = RedPajama(location="x")
+    files = {
+        "arxiv/a.jsonl": [{"text": "a", "meta": {"arxiv_id": "1"}}],
+        "common_crawl/2023/b.jsonl.zst": [{"text": "b", "source": "cc"}],
+    }
+    inventory = lay_out(run, tmp_path / "raw", files, source)
+    items = read_all(DocumentCorpus(source="x", split="train"), source, inventory, tmp_path / "raw")
+    assert {i.text: i.subset for i in items} == {"a": "arxiv", "b": "common_crawl"}
+
+
+def test_a_prompt_brings_its_target(run: Run, tmp_path: Path) -> None:
+    """Guards against fine-tuning data without what is to be learned."""
+    source = JsonlSource(location="x", train=("*.jsonl",), text_field="input")
+    rows = [{"input": "i", "output": "o"}, {"input": "i"}, {"input": "i", "output": ""}]
+    inventory = lay_out(run, tmp_path / "raw", {"a.jsonl": rows}, source)
+    prompt = Prompt(template="Read {text} now", target_field="output")
+    corpus = DocumentCorpus(source="x", split="train", prompt=prompt)
+    first, second, third = read_all(corpus, source, inventory, tmp_path / "raw")
+    assert (first.text, first.target) == ("i", "o")
+    assert (second.cause, third.cause) == ("missing_text", "empty")
+    assert "'output'" in second.reason
+
+
+@pytest.mark.parametrize("template", ["no place for it", "{text} and {text}"])
+def test_a_prompt_without_a_place_for_the_text_is_refused(template: str) -> None:
+    """Guards against a prompt that never shows the document."""
+    with pytest.raises(ValueError, match=r"must hold \{text\} once"):
+        Prompt(template=template, target_field="output")
+
+
+def test_reading_goes_on_at_any_place(run: Run, tmp_path: Path) -> None:
+    """Guards against records that are read twice or not at all after a job was killed."""
+    folder = tmp_path / "raw"
+    source, inventory = write_jsonl(run, folder, files=4, lines=6)
+    corpus = DocumentCorpus(source="x", split="train", sample=0.7)
+    entries = entries_of(corpus, inventory)
+    whole = list(documents(corpus, source, entries, str(folder)))
+    for cut, item in enumerate(whole):
+        assert list(documents(corpus, source, entries, str(folder), item.place)) == whole[cut:]
+    end = Place(3, 6)
+    assert list(documents(corpus, source, entries, str(folder), end)) == []
+
+
+def test_fields_are_found_by_dotted_paths() -> None:
+    """Guards against a subset that is None because its key is one level down."""
+    record = {"meta": {"set": "a", "deep": {"er": 1}}, "meta.flat": "b", "text": "t"}
+    assert field(record, "text") == "t"
+    assert field(record, "meta.set") == "a"
+    assert field(record, "meta.flat") == "b"
+    assert field(record, "meta.deep.er") == 1
+    assert field(record, "meta.set.more") is None
+    assert field(record, "absent.at.all") is None

@@ -11,7 +11,23 @@ from ropewalk.base.manifest import Manifest
 from ropewalk.base.stage import StageError
 from ropewalk.data.entries import Entry, read_entries
 from ropewalk.data.inventory import assign_split
-from ropewalk.data.spec import SPLITS, InventoryJob, JsonlSource, PythonSource
+from ropewalk.data.spec import (
+    PG19,
+    SPLITS,
+    ArrowSource,
+    FileSource,
+    GovReport,
+    InventoryJob,
+    JsonlSource,
+    ParquetSource,
+    Pile,
+    ProofPile,
+    PythonSource,
+    RedPajama,
+    SlimPajama,
+    Split,
+    TextSource,
+)
 
 
 def source(*names: str, **changes: object) -> PythonSource:
@@ -119,7 +135,7 @@ def test_missing_distribution_is_named_with_the_remedy(run: Run) -> None:
 
 
 def jsonl(**globs: tuple[str, ...]) -> JsonlSource:
-    return JsonlSource(location="pile", **globs)  # type: ignore[arg-type]
+    return JsonlSource(location="pile", **{split: globs.get(split, ()) for split in SPLITS})  # type: ignore[arg-type]
 
 
 def lay_out(folder: Path) -> dict[str, bytes]:
@@ -130,11 +146,12 @@ def lay_out(folder: Path) -> dict[str, bytes]:
     return files
 
 
-def test_jsonl_files_of_each_split(run: Run, tmp_path: Path) -> None:
+def test_files_of_each_split(run: Run, tmp_path: Path) -> None:
     """Guards against files listed in an order that depends on the file system."""
     files = lay_out(tmp_path / "raw")
     spec = InventoryJob(
-        source=jsonl(train=("a/*.jsonl",), test=("b/1.jsonl",)), folder=str(tmp_path / "raw")
+        source=jsonl(train=("a/2.jsonl", "a/*.jsonl"), test=("b/1.jsonl",)),
+        folder=str(tmp_path / "raw"),
     )
     manifest = run("inventory", spec, "inventory")
     found = entries(manifest)
@@ -144,15 +161,133 @@ def test_jsonl_files_of_each_split(run: Run, tmp_path: Path) -> None:
         ("b/1.jsonl", "test"),
     ]
     assert all(hashlib.sha256(files[e.path]).hexdigest() == e.sha256 for e in found)
+    assert manifest.result["splits"] == {
+        "train": {"files": 2, "bytes": len(files["a/1.jsonl"]) + len(files["a/2.jsonl"])},
+        "validation": {"files": 0, "bytes": 0},
+        "test": {"files": 1, "bytes": len(files["b/1.jsonl"])},
+    }
     assert str(tmp_path) not in (manifest.folder / "inventory.json").read_text()
+
+
+LAYOUTS: list[tuple[type[FileSource], dict[Split, list[str]], list[str]]] = [
+    # the kind of source, its files, and what lies beside them
+    (
+        Pile,
+        {
+            "train": ["train/00.jsonl.zst", "train/29.jsonl.zst"],
+            "validation": ["val.jsonl.zst"],
+            "test": ["test.jsonl.zst"],
+        },
+        ["SHA256.txt", "train/00.jsonl.zst.md5"],
+    ),
+    (
+        SlimPajama,
+        {
+            "train": [f"train/chunk{i}/example_train_{i}.jsonl.zst" for i in (1, 10)],
+            "validation": ["validation/chunk1/example_holdout_0.jsonl.zst"],
+            "test": ["test/chunk5/example_holdout_7.jsonl.zst"],
+        },
+        ["README.md"],
+    ),
+    (
+        RedPajama,
+        {
+            "train": [
+                "arxiv/arxiv_0a.jsonl",
+                "c4/c4-train.00000-of-01024.jsonl",
+                "common_crawl/2019-30/en_head_0000.json.gz.dedup.classifier.jsonl.zst",
+            ]
+        },
+        ["urls.txt", "arxiv/sha256.txt"],
+    ),
+    (
+        ProofPile,
+        {
+            "train": ["train/proofpile_train_0.jsonl.gz"],
+            "validation": ["dev/proofpile_dev.jsonl.gz"],
+            "test": ["test/proofpile_test.jsonl.gz"],
+        },
+        ["proof-pile.py"],
+    ),
+    (
+        PG19,
+        {"train": ["train/1.txt"], "validation": ["validation/2.txt"], "test": ["test/3.txt"]},
+        ["metadata.csv"],
+    ),
+    (
+        GovReport,
+        {"train": ["train.jsonl"], "validation": ["validation.jsonl"], "test": ["test.jsonl"]},
+        ["dataset_infos.json"],
+    ),
+    (
+        JsonlSource,
+        {
+            "train": ["train/a/b.jsonl.zst", "train-0.jsonl"],
+            "validation": ["validation/x.jsonl.gz"],
+            "test": ["test.jsonl"],
+        },
+        ["other.jsonl", "training.txt"],
+    ),
+    (
+        ParquetSource,
+        {"train": ["train/0.parquet", "train/a/1.parquet"], "test": ["test/0.parquet"]},
+        ["train/_SUCCESS"],
+    ),
+    (
+        ArrowSource,
+        {"train": ["train/data-00000-of-00001.arrow"], "test": ["test/data-00000-of-00001.arrow"]},
+        ["train/state.json", "dataset_dict.json"],
+    ),
+    (TextSource, {"train": ["train/a.txt", "train/b/c.txt.gz"], "test": ["test/d.txt.zst"]}, []),
+]
+
+
+@pytest.mark.parametrize(("kind", "files", "others"), LAYOUTS, ids=lambda v: getattr(v, "kind", ""))
+def test_known_layouts_need_no_patterns(
+    run: Run,
+    tmp_path: Path,
+    kind: type[FileSource],
+    files: dict[Split, list[str]],
+    others: list[str],
+) -> None:
+    """Guards against a known data set of which a folder, a split or a form is overlooked."""
+    expected = {path: split for split, paths in files.items() for path in paths}
+    hidden = [f".cache/{path}" for path in expected]
+    hidden += [f"{path.rpartition('/')[0]}/._{path.rpartition('/')[2]}" for path in expected]
+    for path in [*expected, *others, *hidden]:
+        file = tmp_path / "raw" / path.strip("/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(path)
+    spec = InventoryJob(source=kind(location="x"), folder=str(tmp_path / "raw"))  # type: ignore[arg-type]
+    found = entries(run("inventory", spec, "inventory"))
+    assert {e.path: e.split for e in found} == expected
+    assert all(e.sha256 == hashlib.sha256(e.path.encode()).hexdigest() for e in found)
+
+
+def test_a_part_of_a_data_set_is_listed_and_the_rest_recorded(run: Run, tmp_path: Path) -> None:
+    """Guards against a partial download that is refused, and against one that passes for whole."""
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "val.jsonl.zst").write_bytes(b"")
+    spec = InventoryJob(source=Pile(location="pile"), folder=str(tmp_path / "raw"))
+    manifest = run("inventory", spec, "inventory")
+    unmatched = {"train": ["train/*.jsonl.zst"], "test": ["test.jsonl.zst"]}
+    assert manifest.result["unmatched"] == unmatched
+    assert json.loads((manifest.folder / "inventory.json").read_text())["unmatched"] == unmatched
+    assert [e.path for e in entries(manifest)] == ["val.jsonl.zst"]
 
 
 def test_shipped_checksums_are_accepted(run: Run, tmp_path: Path) -> None:
     """Guards against terabytes hashed again, and against a checksum file that is ignored."""
-    lay_out(tmp_path / "raw")
-    (tmp_path / "raw/SHA256SUMS.txt").write_text(f"{'ab' * 32}  a/1.jsonl\n")
-    spec = InventoryJob(source=jsonl(train=("a/1.jsonl",)), folder=str(tmp_path / "raw"))
-    assert entries(run("inventory", spec, "inventory"))[0].sha256 == "ab" * 32
+    files = lay_out(tmp_path / "raw")
+    (tmp_path / "raw/SHA256SUMS.txt").write_text(
+        f"{'ab' * 32}  a/1.jsonl\n{'cd' * 32} *b/1.jsonl\n"
+    )
+    spec = InventoryJob(source=jsonl(train=("*/*.jsonl",)), folder=str(tmp_path / "raw"))
+    assert {e.path: e.sha256 for e in entries(run("inventory", spec, "inventory"))} == {
+        "a/1.jsonl": "ab" * 32,
+        "b/1.jsonl": "cd" * 32,
+        **{p: hashlib.sha256(files[p]).hexdigest() for p in ("a/2.jsonl", "b/2.jsonl")},
+    }
 
 
 @pytest.mark.parametrize(
@@ -160,17 +295,24 @@ def test_shipped_checksums_are_accepted(run: Run, tmp_path: Path) -> None:
     [
         ({"train": ("*",)}, None, r"locations\.pile is not set"),
         ({"train": ("*",)}, "absent", r"locations\.pile in config\.yaml: .*absent is not a folder"),
-        ({"train": ("c/*",)}, "raw", r"no file matches 'c/\*' .*locations\.pile"),
+        (
+            {"train": ("c/*", "d/*"), "test": ("e",)},
+            "raw",
+            r"no file below .*raw matches \(train: c/\*, d/\*; test: e\); correct locations\.pile",
+        ),
         ({"train": ("../raw/a/*",)}, "raw", r"leaves locations\.pile"),
+        ({"train": ("/raw/a/*",)}, "raw", r"leaves locations\.pile"),
         ({"train": ("a/*",), "test": ("a/1*",)}, "raw", r"source\.test: .*in split train already"),
-        ({}, "raw", "list no files"),
+        ({"train": ("a/*", "notes.md")}, "raw", r"notes\.md: a file that ends so cannot be read"),
+        ({}, "raw", "no pattern is given"),
     ],
 )
-def test_jsonl_errors_name_the_key(
+def test_errors_name_the_key(
     run: Run, tmp_path: Path, globs: dict, folder: str | None, message: str
 ) -> None:
     """Guards against an empty or overlapping split passing as a corpus."""
     lay_out(tmp_path / "raw")
+    (tmp_path / "raw/notes.md").write_text("notes")
     where = None if folder is None else str(tmp_path / folder)
     with pytest.raises(StageError, match=message):
         run("inventory", InventoryJob(source=jsonl(**globs), folder=where), "inventory")

@@ -1,4 +1,5 @@
 import itertools
+from collections.abc import Callable
 from fractions import Fraction
 
 import hypothesis.strategies as st
@@ -6,15 +7,33 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from ropewalk.data.packing import Cut, best_fit, best_fit_bins, concat, per_document, shares
+from ropewalk.data import packing
+from ropewalk.data.packing import (
+    Cut,
+    best_fit,
+    best_fit_bins,
+    concat,
+    counting_order,
+    draw,
+    per_document,
+    shares,
+)
 
 lengths = st.lists(st.integers(0, 40), min_size=1, max_size=30).map(np.array)
 window = st.integers(1, 17)
+Policy = Callable[[np.ndarray, int], Cut]
+policies = st.sampled_from([concat, best_fit, per_document])
+
+
+@pytest.fixture(autouse=True, params=[3, 1 << 20], ids=["blocks", "whole"])
+def _blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Corpora larger than a block are what nobody sees in a test."""
+    monkeypatch.setattr(packing, "_BLOCK", request.param)
 
 
 def pieces(cut: Cut) -> list[list[tuple[int, int, int]]]:
     flat = list(zip(cut.document.tolist(), cut.start.tolist(), cut.length.tolist(), strict=True))
-    return [flat[a:b] for a, b in itertools.pairwise(cut.rows.tolist())]
+    return [flat[a:b] for a, b in itertools.pairwise(cut.offsets.tolist())]
 
 
 def tokens(cut: Cut) -> list[list[tuple[int, int]]]:
@@ -39,8 +58,13 @@ def test_concat_is_the_stream_cut_into_blocks(sizes: np.ndarray, length: int) ->
         {t // length for t in range(a, a + n)}
         for a, n in zip(np.cumsum(sizes) - sizes, sizes, strict=True)
     ]
-    expected = sum(len(h) > 1 or (len(h) == 1 and max(h) >= count) for h in homes)
-    assert cut.documents_cut == expected
+    kept = [{window for window in home if window < count} for home in homes]
+    assert cut.documents_cut == sum(
+        len(home) > 1 and bool(inside) for home, inside in zip(homes, kept, strict=True)
+    )
+    assert cut.documents_dropped == sum(
+        bool(home) and not inside for home, inside in zip(homes, kept, strict=True)
+    )
 
 
 @given(lengths, window)
@@ -52,11 +76,11 @@ def test_best_fit_holds_every_token_exactly_once(sizes: np.ndarray, length: int)
     assert all(0 < len(row) <= length for row in rows)
     assert cut.dropped_tokens == 0
     assert cut.documents_cut == int((sizes > length).sum())
+    assert cut.documents_dropped == 0
+    assert (cut.length > 0).all()  # an empty document is no piece
     for row in pieces(cut):
         assert row == sorted(row)
         assert all(s % length == 0 for _, s, _ in row)  # a document is cut at whole windows only
-    firsts = [row[0] for row in pieces(cut)]
-    assert firsts == sorted(firsts)
 
 
 def brute_best_fit(sizes: list[int], capacity: int) -> list[int]:
@@ -120,13 +144,21 @@ def test_best_fit_keeps_its_bound(sizes: list[int]) -> None:
     assert best <= used <= Fraction(11, 9) * best + Fraction(6, 9)
 
 
-def test_a_large_corpus_is_packed_almost_without_padding() -> None:
+@pytest.mark.parametrize("length", [2048, 8192])
+def test_a_large_corpus_is_packed_almost_without_padding(length: int) -> None:
     """Guards against a packer that is right on small cases and wasteful on real ones."""
     rng = np.random.default_rng(0)
-    sizes = np.maximum(rng.lognormal(6.2, 1.3, 50_000).astype(np.int64), 1)
-    cut = best_fit(sizes, 2048)
-    assert cut.length.sum() == sizes.sum()
-    assert cut.count <= -(-sizes.sum() // 2048) + 20
+    sizes = np.maximum(rng.lognormal(6.2, 1.25, 30_000).astype(np.int64), 1)
+    cut = best_fit(sizes, length)
+    assert cut.tokens == sizes.sum()
+    assert cut.count <= -(-sizes.sum() // length) * 1.0002
+
+
+@given(st.lists(st.integers(0, 1 << 40), max_size=50), st.integers(0, 40))
+def test_counting_order_is_a_stable_sort(keys: list[int], shift: int) -> None:
+    """Guards against a digit left out, which sorts small corpora and not large ones."""
+    array = np.array([key >> shift for key in keys], dtype=np.int64)
+    assert counting_order(array).tolist() == np.argsort(array, kind="stable").tolist()
 
 
 @given(lengths, window)
@@ -136,16 +168,62 @@ def test_per_document_refers_to_whole_documents(sizes: np.ndarray, length: int) 
     long = [(d, 0, n) for d, n in enumerate(sizes.tolist()) if n >= length]
     assert pieces(cut) == [[piece] for piece in long]
     assert cut.dropped_tokens == sum(n for n in sizes.tolist() if n < length)
+    assert cut.documents_dropped == sum(0 < n < length for n in sizes.tolist())
+    assert cut.documents_cut == sum(n > length for n in sizes.tolist())
 
 
-@given(lengths, window, st.sampled_from([concat, best_fit, per_document]), st.data())
-def test_first_takes_the_first_windows(
-    sizes: np.ndarray, length: int, policy: object, data: st.DataObject
+@given(lengths, window, policies, st.data())
+def test_take_gives_these_windows_in_this_order(
+    sizes: np.ndarray, length: int, policy: Policy, data: st.DataObject
 ) -> None:
     """Guards against a mixture that takes other windows than it counts."""
-    cut = policy(sizes, length)  # type: ignore[operator]
-    count = data.draw(st.integers(0, cut.count))
-    assert pieces(cut.first(count)) == pieces(cut)[:count]
+    cut = policy(sizes, length)
+    chosen = data.draw(st.lists(st.integers(0, max(0, cut.count - 1)), max_size=2 * cut.count))
+    part = cut.take(np.array(chosen, dtype=np.int64))
+    whole = pieces(cut)
+    assert pieces(part) == [whole[window] for window in chosen]
+    assert (part.dropped_tokens, part.documents_cut) == (cut.dropped_tokens, cut.documents_cut)
+
+
+@given(lengths, window, policies)
+def test_columns_are_as_narrow_as_they_can_be(
+    sizes: np.ndarray, length: int, policy: Policy
+) -> None:
+    """Guards against an index of twice the size."""
+    cut = policy(sizes, length)
+    assert {c.dtype.name for c in (cut.document, cut.start, cut.length)} == {"int32"}
+
+
+def test_a_draw_of_packed_windows_follows_no_length() -> None:
+    """Guards against a mixture that gets the windows of long documents, and training by size."""
+    rng = np.random.default_rng(0)
+    sizes = np.maximum(rng.lognormal(4, 1.25, 20_000).astype(np.int64), 1)
+    cut = best_fit(sizes, 256)
+    chosen = draw("documents", cut.count, cut.count, np.random.default_rng(1))
+    assert chosen is not None
+    assert sorted(chosen.tolist()) == list(range(cut.count))
+    # packing itself leaves windows in the order of their composition
+    for found, trend in ((cut, True), (cut.take(chosen), False)):
+        in_window = np.diff(found.offsets)  # pieces
+        of = np.corrcoef(np.arange(found.count), in_window)[0, 1]
+        assert (abs(of) > 0.3) == trend
+        assert abs(of) < 3 / np.sqrt(found.count) or trend
+    part = cut.take(chosen[: cut.count // 4])
+    whole, quarter = cut.length.mean(), part.length.mean()
+    assert abs(quarter / whole - 1) < 0.05
+
+
+@pytest.mark.parametrize("policy", ["concat", "per_document"])
+def test_a_draw_from_a_corpus_in_order_is_spread_over_it(policy: str) -> None:
+    """Guards against a mixture that reads the first files of a corpus only."""
+    assert draw(policy, 100, 100, np.random.default_rng(0)) is None
+    chosen = draw(policy, 10_000, 2500, np.random.default_rng(0))
+    assert chosen is not None
+    assert len(set(chosen.tolist())) == 2500
+    assert chosen.tolist() == sorted(chosen.tolist())
+    quarters = np.bincount(chosen // 2500, minlength=4)
+    assert len(quarters) == 4
+    assert abs(quarters - 625).max() < 100  # five standard deviations
 
 
 @given(
@@ -183,3 +261,10 @@ def test_a_weight_that_takes_nothing_is_refused(weight: float) -> None:
     """Guards against a corpus that is listed and never used."""
     with pytest.raises(ValueError, match="above 0"):
         shares([1, 1], [1, weight])
+
+
+def test_what_an_index_cannot_hold_is_refused() -> None:
+    """Guards against lengths that wrap around in 32 bits."""
+    for length in (0, 1 << 31):
+        with pytest.raises(ValueError, match="length_tokens"):
+            concat(np.array([1]), length)

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -6,14 +7,14 @@ import hypothesis.strategies as st
 import numpy as np
 import pyarrow as pa
 import pytest
-from data_samples import Chain, Run
+from data_samples import Chain, Run, tokens_of
 from hypothesis import given
 from tokenizers import Tokenizer
 
 from ropewalk.base.manifest import Manifest, read_manifest, write_manifest
 from ropewalk.base.stage import StageError
-from ropewalk.data.documents import Document, read_documents
-from ropewalk.data.shards import ShardWriter, Tokens, token_dtype
+from ropewalk.data.documents import Document, documents, entries_of
+from ropewalk.data.shards import ShardWriter, token_dtype
 from ropewalk.data.spec import (
     DocumentCorpus,
     ImportedTokenizer,
@@ -23,20 +24,35 @@ from ropewalk.data.spec import (
     TokenizeJob,
     TokenizerJob,
 )
+from ropewalk.data.tokens import Tokens
+
+
+def read(chain: Chain) -> list[Any]:
+    """Return the documents of the corpus."""
+    entries = entries_of(chain.corpus, chain.inventory)
+    return list(documents(chain.corpus, chain.source, entries))
+
+
+def respelled(chain: Chain, file: Path, spellings: dict[str, str]) -> None:
+    """Write the tokenizer with other names of tokens, and nothing that says what they are for."""
+    text = (chain.tokenizer.folder / "tokenizer.json").read_text()
+    for before, after in spellings.items():
+        text = text.replace(f'"{before}"', f'"{after}"')
+    file.write_text(json.dumps({**json.loads(text), "post_processor": None}))
 
 
 def library_ids(chain: Chain) -> dict[str, list[int]]:
     """Return the ids of every document by nothing but the library tokenizer."""
     tokenizer = Tokenizer.from_file(str(chain.tokenizer.folder / "tokenizer.json"))
     tokenizer.encode_special_tokens = True
-    return {path: [0, *tokenizer.encode(text).ids] for path, text in chain.texts.items()}
+    return {path: tokenizer.encode(text).ids for path, text in chain.texts.items()}
 
 
 def test_ids_are_those_of_the_library_tokenizer(chain: Chain) -> None:
     """Guards against ids changed on the way to disk: order, BOS, width, shard borders."""
     manifest = chain.tokens(shard_tokens=3000)
     tokens, expected = Tokens(manifest), library_ids(chain)
-    order = [d.id for d in read_documents(chain.corpus, chain.source, chain.inventory)]
+    order = [d.id for d in read(chain)]
     assert tokens.ids == order
     assert len(manifest.files) > 2
     for index, name in enumerate(tokens.ids):
@@ -47,10 +63,21 @@ def test_ids_are_those_of_the_library_tokenizer(chain: Chain) -> None:
     assert set(tokens.subsets) == {"fake"}
 
 
-def test_without_bos_nothing_is_added(chain: Chain) -> None:
-    """Guards against a double BOS for models that bring their own."""
-    tokens, expected = Tokens(chain.tokens(bos=False)), library_ids(chain)
-    assert all(tokens.document(i).tolist() == expected[n][1:] for i, n in enumerate(tokens.ids))
+@pytest.mark.parametrize(
+    ("bos", "eos"), [(True, False), (False, True), (True, True), (False, False)]
+)
+def test_the_policy_decides_what_opens_and_closes(chain: Chain, bos: bool, eos: bool) -> None:
+    """Guards against a double BOS, and documents joined without the EOS a model learned to read."""
+    chain.train_tokenizer(bos=bos, eos=eos)
+    made, expected = chain.tokens(), library_ids(chain)
+    tokens = Tokens(made)
+    for index, name in enumerate(tokens.ids):
+        ids = tokens.document(index).tolist()
+        assert ids == expected[name]  # whoever loads the tokenizer gets what was trained on
+        assert (0 in ids, 1 in ids) == (bos, eos)
+        assert not bos or ids[0] == 0
+        assert not eos or ids[-1] == 1
+    assert (made.result["opening"], made.result["closing"]) == ([0] * bos, [1] * eos)
 
 
 def test_limits_and_minimum_count_what_they_say(chain: Chain) -> None:
@@ -82,16 +109,13 @@ def test_every_document_is_in_or_skipped(run: Run, chain: Chain, tmp_path: Path)
     (tmp_path / "raw/a.jsonl").write_bytes(b"\n".join(lines))
     source = JsonlSource(location="x", train=("a.jsonl",))
     inventory = run("inventory", InventoryJob(source=source, folder=str(tmp_path / "raw")), "raw-i")
-    manifest = run(
-        "tokenize",
-        TokenizeJob(
-            corpus=DocumentCorpus(source="x", split="train", minimum_tokens=3),
-            source=source,
-            folder=str(tmp_path / "raw"),
-        ),
+    manifest = tokens_of(
+        run,
         "raw-t",
-        inventory=inventory,
-        tokenizer=chain.tokenizer,
+        {"inventory": inventory, "tokenizer": chain.tokenizer},
+        corpus=DocumentCorpus(source="x", split="train", minimum_tokens=3),
+        source=source,
+        folder=str(tmp_path / "raw"),
     )
     result = manifest.result
     assert result["documents_in"] == len(lines)
@@ -102,7 +126,7 @@ def test_every_document_is_in_or_skipped(run: Run, chain: Chain, tmp_path: Path)
 def test_a_corpus_without_documents_is_an_error(chain: Chain) -> None:
     """Guards against training on nothing."""
     corpus = dataclasses.replace(chain.corpus, minimum_tokens=10**9)
-    with pytest.raises(StageError, match=r"corpus\.minimum_tokens = 1000000000 .*short"):
+    with pytest.raises(StageError, match=r"16 short.*corpus\.minimum_tokens = 1000000000"):
         chain.tokens("none", corpus=corpus)
 
 
@@ -110,13 +134,10 @@ def test_a_tokenizer_without_bos_is_refused_where_one_is_asked_for(
     run: Run, chain: Chain, tmp_path: Path
 ) -> None:
     """Guards against documents that silently begin without the token the model expects."""
-    bare = Tokenizer.from_file(str(chain.tokenizer.folder / "tokenizer.json")).to_str()
-    (tmp_path / "bare.json").write_text(bare.replace('"<s>"', '"<a>"').replace('"</s>"', '"<b>"'))
-    imported = ImportedTokenizer(path=str(tmp_path / "bare.json"), vocabulary_size=400)
-    tokenizer = run("tokenizer", TokenizerJob(tokenizer=imported), "imported")
-    spec = TokenizeJob(corpus=chain.corpus, source=chain.source)
+    respelled(chain, tmp_path / "bare.json", {"<s>": "<a>", "</s>": "<b>"})
+    imported = ImportedTokenizer(path=str(tmp_path / "bare.json"), vocabulary_size=400, bos=True)
     with pytest.raises(StageError, match="bos: true"):
-        run("tokenize", spec, "t", inventory=chain.inventory, tokenizer=tokenizer)
+        run("tokenizer", TokenizerJob(tokenizer=imported), "imported")
 
 
 def test_shards_are_the_same_bytes_every_time(chain: Chain) -> None:
@@ -130,14 +151,14 @@ def test_shards_of_an_earlier_attempt_are_removed(chain: Chain) -> None:
     """Guards against files in the folder that the manifest knows nothing of."""
     folder = chain.tokens("again", shard_tokens=3000).folder
     chain.tokens("again")
-    assert [f.name for f in folder.glob("*.arrow")] == ["shard-00000.arrow"]
+    assert [f.name for f in folder.rglob("*.arrow")] == ["shard-00000.arrow"]
 
 
 def recall(run: Run, chain: Chain, **changes: Any) -> tuple[RecallCorpus, Manifest]:
     settings = {"documents": 5, "length_tokens": 64, "keys": 16, "pairs": (2, 4), **changes}
     corpus = RecallCorpus(filler="train", **settings)
     inputs = {"filler": chain.tokens(), "tokenizer": chain.tokenizer}
-    return corpus, run("tokenize", TokenizeJob(corpus=corpus), "recall", **inputs)
+    return corpus, tokens_of(run, "recall", inputs, corpus=corpus)
 
 
 def test_recall_documents_have_their_length_with_bos(run: Run, chain: Chain) -> None:
@@ -158,14 +179,13 @@ def test_recall_documents_have_their_length_with_bos(run: Run, chain: Chain) -> 
 def test_recall_refuses_a_tokenizer_with_another_marker(run: Run, chain: Chain) -> None:
     """Guards against a marker that is an ordinary word of the tokenizer."""
     swapped = chain.tokenizer.folder.parent / "swapped.json"
-    text = (chain.tokenizer.folder / "tokenizer.json").read_text()
-    swapped.write_text(text.replace('"<s>"', '"<a>"'))
+    respelled(chain, swapped, {"<s>": "<a>"})
     imported = ImportedTokenizer(path=str(swapped), vocabulary_size=400)
     tokenizer = run("tokenizer", TokenizerJob(tokenizer=imported), "swapped")
     corpus = RecallCorpus(filler="train", documents=1, length_tokens=64, keys=16, pairs=(2, 4))
     inputs = {"filler": chain.tokens(), "tokenizer": tokenizer}
     with pytest.raises(StageError, match="BOS and EOS are 0 and 1"):
-        run("tokenize", TokenizeJob(corpus=corpus, bos=False), "recall", **inputs)
+        run("tokenize", TokenizeJob(corpus=corpus), "recall", **inputs)
 
 
 # The writer and the reader on their own
@@ -265,6 +285,6 @@ def test_a_failure_leaves_no_half_shard(tmp_path: Path) -> None:
 
 def test_documents_yield_their_text(chain: Chain) -> None:
     """Guards against the tokens tests passing vacuously on an empty corpus."""
-    items = list(read_documents(chain.corpus, chain.source, chain.inventory))
+    items = read(chain)
     assert len(items) >= 10
     assert all(isinstance(item, Document) and "<s>" in item.text for item in items)

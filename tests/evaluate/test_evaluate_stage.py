@@ -17,7 +17,8 @@ from ropewalk.base.manifest import MANIFEST, Manifest, write_manifest
 from ropewalk.base.stage import Job, StageError, run_stage
 from ropewalk.data import recall
 from ropewalk.data.encoding import load
-from ropewalk.data.shards import ShardWriter, Tokens
+from ropewalk.data.shards import ShardWriter
+from ropewalk.data.tokens import Tokens
 from ropewalk.evaluate.intervals import mean_nll
 from ropewalk.evaluate.plan import plan
 from ropewalk.evaluate.reach import k_max

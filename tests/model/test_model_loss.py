@@ -91,6 +91,28 @@ def test_model_targets_stay_inside_segments(ends: list[tuple[int, ...]]) -> None
         assert found == expected
 
 
+@settings(deadline=None)
+@given(
+    ends=st.sets(st.integers(1, 12), min_size=1).map(lambda s: (0, *sorted(s))),
+    learned=st.lists(st.booleans(), min_size=12, max_size=12),
+)
+def test_model_only_tokens_marked_as_targets_are_predicted(
+    ends: tuple[int, ...], learned: list[bool]
+) -> None:
+    """A mask that is not shifted with the labels trains on the last token of every prompt."""
+    tokens = np.arange(12)[None]
+    labels = next_token_labels(tokens, [ends], np.array([learned]))
+    expected = {
+        place: place + 1
+        for start, end in itertools.pairwise(ends)
+        for place in range(start, end - 1)
+        if learned[place + 1]
+    }
+    assert {p: int(v) for p, v in enumerate(labels[0]) if v != IGNORED} == expected
+    unmasked = next_token_labels(tokens, [ends])
+    assert (next_token_labels(tokens, [ends], np.ones((1, 12), dtype=bool)) == unmasked).all()
+
+
 @pytest.mark.parametrize("architecture", [LLAMA, TIED], ids=["untied", "tied"])
 def test_model_objective_equals_logits_and_cross_entropy(architecture: Architecture) -> None:
     """With tied embeddings the gradient has two parts; losing one trains a worse model quietly."""
@@ -105,6 +127,8 @@ def test_model_objective_equals_logits_and_cross_entropy(architecture: Architect
     )
     expected.backward()
     assert count == 5 + 9 + 10
+    half = np.arange(16)[None].repeat(2, 0) >= 8
+    assert inputs(tokens.numpy(), bounds, np.arange(16)[None], CPU, half).targets == 8 + 3
     torch.testing.assert_close(found, expected)
     for a, b in zip(mine.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, atol=1e-5, rtol=1e-4)

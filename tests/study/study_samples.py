@@ -15,7 +15,7 @@ sources:
   text: { kind: python_source, distributions: [a] }
 corpora:
   train: { kind: documents, source: text, split: train }
-  test: { kind: documents, source: text, split: test }
+  test: { kind: documents, source: text, split: test, parts: 2 }
 tokenizers:
   bpe: { kind: bpe, corpus: train, vocabulary_size: 64, training_bytes: 100 }
   other: { kind: bpe, corpus: train, vocabulary_size: 32, training_bytes: 100 }

@@ -15,7 +15,10 @@ EXPECTED = """\
 results/data/inventories/text
 results/data/tokenizers/bpe
 results/data/tokens/test/bpe
+results/data/tokens/test/bpe/parts/00000
+results/data/tokens/test/bpe/parts/00001
 results/data/tokens/train/bpe
+results/data/tokens/train/bpe/parts/00000
 results/data/windows/plain/16
 results/data/windows/plain/32
 results/data/windows/plain/64
@@ -64,7 +67,9 @@ def test_inputs_have_the_names_that_the_stages_read(demo: Plan) -> None:
     names = {
         "results/data/inventories/text": set(),
         "results/data/tokenizers/bpe": {"inventory"},
-        "results/data/tokens/test/bpe": {"inventory", "tokenizer"},
+        "results/data/tokens/test/bpe/parts/00000": {"inventory", "tokenizer"},
+        "results/data/tokens/test/bpe/parts/00001": {"inventory", "tokenizer"},
+        "results/data/tokens/test/bpe": {"part:00000", "part:00001"},
         "results/data/windows/plain/32": {"tokens:train"},
         "results/paper/runs/shared/base": {"tokenizer", "tokens:train", "windows:plain:16"},
         "results/paper/runs/demo/pi-4x": {"run", "tokenizer", "tokens:train", "windows:plain:64"},
@@ -82,6 +87,9 @@ def test_inputs_have_the_names_that_the_stages_read(demo: Plan) -> None:
     assert {path: set(by_path[path].inputs) for path in names} == names
     pi = by_path["results/paper/runs/demo/pi-4x"]
     assert pi.inputs["run"] == "results/paper/runs/shared/base/manifest.json"
+    for part in (0, 1):
+        assert by_path[f"results/data/tokens/test/bpe/parts/0000{part}"].spec.part == part
+    assert by_path["results/data/tokens/test/bpe"].spec.parts == 2
 
 
 def test_what_two_studies_share_is_one_node(tmp_path: Path) -> None:

@@ -211,7 +211,7 @@ def test_the_data_are_classed_by_who_chose_them(shown: dict[str, Any]) -> None:
     for ours in (
         "data.tokenize.pile-train/llama.corpus.limit_tokens",
         "data.tokenize.redpajama-train/llama.corpus.sample",
-        "data.tokenize.pile-train/llama.bos",
+        "data.tokenizer.llama.tokenizer.bos",
         "data.pack.pile/8192.windows.policy",
     ):
         assert known[ours] == "assumed"

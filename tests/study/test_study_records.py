@@ -44,7 +44,7 @@ class Made:
 
     def _make(self, triggers: Triggers, path: str) -> None:
         node, folder = triggers.plan.nodes[path], (self.root / path).parent
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "out").write_text(path)
         manifest = write_manifest(
             folder,

@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from train_sample import RUN, changed, losses, start
+from train_sample import RUN, changed, inputs, losses, start
 from transformers import AutoModelForCausalLM
 
 from ropewalk.base.manifest import read_manifest
 from ropewalk.base.stage import StageError
+from ropewalk.data import loader as data_loader
 from ropewalk.data.loader import Loader, Windows
 from ropewalk.model.spec import LinearRope
+from ropewalk.train import attempt
 from ropewalk.train.optimizer import LossScale
 from ropewalk.train.spec import Batch, Optimizer, Phase, Schedule
 
@@ -40,21 +42,13 @@ def test_train_equals_a_plain_loop(made: dict[str, Path], whole: Path) -> None:
     )
     tokens = read_manifest(made["tokens:corpus"])
     windows = Windows(read_manifest(made["windows:packed:32"]), {"corpus": tokens})
-    loader = Loader(windows, seed=0, sequences=8)
+    loader = Loader(windows, seed=0, phase=0, sequences=8)
     shares = [0.1, 0.55, 1.0]
     shares += [0.1 + 0.45 * (1 + np.cos(np.pi * k / 3)) for k in (1, 2, 3)]
     found = []
     for step, share in enumerate(shares):
         batch = loader.batch(step)
-        ids = torch.from_numpy(batch.input_ids)
-        mask = torch.full((8, 1, 32, 32), torch.finfo(torch.float32).min)
-        labels = torch.full((8, 32), -100)
-        for row, ends in enumerate(batch.boundaries):
-            padded = (*ends, 32) if ends[-1] < 32 else ends
-            for a, b in itertools.pairwise(padded):
-                mask[row, 0, a:b, a:b] = torch.triu(mask[row, 0, a:b, a:b], diagonal=1)
-            for a, b in itertools.pairwise(ends):
-                labels[row, a : b - 1] = ids[row, a + 1 : b]
+        ids, mask, labels = dense(batch)
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
         loss.backward()
@@ -68,6 +62,73 @@ def test_train_equals_a_plain_loop(made: dict[str, Path], whole: Path) -> None:
     final = AutoModelForCausalLM.from_pretrained(whole / "final")
     for mine, theirs in zip(final.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, atol=2e-5, rtol=1e-3)
+
+
+def dense(batch: data_loader.Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return ids, an additive mask over all pairs of tokens, and labels."""
+    ids = torch.from_numpy(batch.input_ids)
+    mask = torch.full((8, 1, 32, 32), torch.finfo(torch.float32).min)
+    labels = torch.full((8, 32), -100)
+    for row, ends in enumerate(batch.boundaries):
+        padded = (*ends, 32) if ends[-1] < 32 else ends
+        for a, b in itertools.pairwise(padded):
+            mask[row, 0, a:b, a:b] = torch.triu(mask[row, 0, a:b, a:b], diagonal=1)
+        for a, b in itertools.pairwise(ends):
+            labels[row, a : b - 1] = ids[row, a + 1 : b]
+    return ids, mask, labels
+
+
+def test_train_learns_targets_only(tmp_path: Path) -> None:
+    """Prompts that are trained on, or a mask that does not follow the rows of a forward pass."""
+    made = inputs(tmp_path, prompt=20)
+    run = changed(
+        RUN,
+        phases=(Phase(windows="packed", length_tokens=32, steps=1),),
+        snapshot_steps=(0,),
+        hardware={"sequences_per_forward": 3},
+    )
+    folder = tmp_path / "run"
+    start(run, made, folder)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder / "step-000000", attn_implementation="eager"
+    )
+    tokens = read_manifest(made["tokens:corpus"])
+    windows = Windows(read_manifest(made["windows:packed:32"]), {"corpus": tokens})
+    batch = Loader(windows, seed=0, phase=0, sequences=8).batch(0)
+    ids, mask, labels = dense(batch)
+    for row, window in enumerate(batch.rows.tolist()):
+        pieces, place = windows.pieces(window), 0
+        for begin, size in zip(pieces.start.tolist(), pieces.length.tolist(), strict=True):
+            for token in range(begin, min(begin + size, 20)):
+                if place + token > begin:
+                    labels[row, place + token - begin - 1] = -100
+            place += size
+    assert 0 < (labels != -100).sum() < 128
+    with torch.no_grad():
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+    assert losses(folder) == pytest.approx([loss.item()], abs=1e-5)
+
+
+def test_train_every_phase_reads_its_own_stream_from_the_start(
+    made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two phases over the same windows must not repeat an order, nor begin in mid-epoch."""
+    asked: list[tuple[int, int]] = []
+
+    class Recorded(Loader):
+        def __init__(self, windows: Windows, *, seed: int, phase: int, sequences: int) -> None:
+            super().__init__(windows, seed=seed, phase=phase, sequences=sequences)
+            self.number = phase
+
+        def batch(self, step: int, part: tuple[int, int] = (0, 1)) -> data_loader.Batch:
+            asked.append((self.number, step))
+            return super().batch(step, part)
+
+    monkeypatch.setattr(attempt, "Loader", Recorded)
+    phase = Phase(windows="packed", length_tokens=32, steps=2)
+    start(changed(RUN, phases=(phase, phase, phase)), made, tmp_path)
+    assert asked == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
 
 
 @pytest.mark.parametrize(

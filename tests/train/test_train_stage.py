@@ -176,6 +176,6 @@ def test_train_inputs_of_the_tests_are_what_they_claim(tmp_path: Path) -> None:
         read_manifest(made["windows:packed:32"]),
         {"corpus": read_manifest(made["tokens:corpus"])},
     )
-    ends = [windows.row(i)[1] for i in range(windows.rows)]
+    ends = [windows.row(i)[1] for i in range(windows.count)]
     assert any(len(row) > 2 for row in ends)
     assert any(row[-1] < 32 for row in ends)

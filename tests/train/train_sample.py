@@ -66,17 +66,27 @@ def changed(value: Any, **changes: Any) -> Any:
     )
 
 
-def inputs(folder: Path) -> dict[str, Path]:
-    """Make the inputs of `RUN` below `folder`, windows of 32 and 64 tokens."""
+def inputs(folder: Path, *, prompt: int = 0) -> dict[str, Path]:
+    """Make the inputs of `RUN` below `folder`, windows of 32 and 64 tokens.
+
+    The first `prompt` tokens of a document, or all it has, are no targets.
+    """
     rng = np.random.default_rng(0)
     tokens = folder / "tokens"
+    shards = []
     with ShardWriter(tokens, vocabulary_size=VOCABULARY, shard_tokens=4000) as writer:
         for index in range(120):
             # Something to learn: most tokens follow from the one before.
             size = int(rng.integers(12, 90))
             ids = np.cumsum(rng.choice([3, 3, 3, 7], size)) % (VOCABULARY - 2) + 2
-            writer.add(f"doc-{index}", ids, subset=None, text_bytes=size)
-    write_manifest(tokens, stage="tokenize", spec={}, inputs={}, files=writer.files, result={})
+            shards.append(
+                writer.add(
+                    f"doc-{index}", ids, subset=None, text_bytes=size, prompt=min(prompt, size)
+                )
+            )
+        shards.append(writer.close())
+    files = [tokens / shard.file for shard in shards if shard is not None]
+    write_manifest(tokens, stage="tokenize", spec={}, inputs={}, files=files, result={})
     made = {"tokens:corpus": tokens / "manifest.json", "tokenizer": _tokenizer(folder)}
     for length in (32, 64):
         spec = PackJob(

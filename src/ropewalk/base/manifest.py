@@ -1,18 +1,21 @@
 """Manifests: what a stage made, from what, checked before it is used.
 
-`manifest.json` is deterministic: equal inputs, spec and code give equal bytes. Everything that may
-differ between two runs (times, host, attempts) goes to `provenance.json` beside it.
+`manifest.json` is deterministic: equal inputs, spec and code give equal bytes. The facts a stage
+found (counts and the like) stand in it beside what every manifest has. Everything that may differ
+between two runs (times, host, attempts) goes to `provenance.json` beside it.
 """
 
 import dataclasses
+import os
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from ropewalk.base.canonical import digest, plain
 from ropewalk.base.files import read_json, sha256_file, write_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 PROVENANCE = "provenance.json"
 
@@ -46,7 +49,7 @@ class Manifest:
     """What a stage left behind."""
 
     stage: str
-    recipe: str  # H(stage, spec, recipes of the inputs, content of inventories): what this is
+    recipe: str  # H(stage, spec, recipes of inputs, content of inventories and tokenizers)
     content: str  # H(files, result): which bytes came out
     spec: Mapping[str, Any]
     inputs: Mapping[str, Mapping[str, str]]  # name -> {recipe, content}
@@ -62,9 +65,13 @@ class Manifest:
 
 
 def recipe_id(stage: str, spec: Any, inputs: Mapping[str, Manifest]) -> str:
-    """Return H(stage, spec slice, recipe ids of the inputs, content of inventories)."""
+    """Return H(stage, spec slice, recipe ids of the inputs, content of inventories and tokenizers).
+
+    These two bring in files that no recipe describes.
+    """
     parents = {
-        name: [m.recipe, m.content if m.stage == "inventory" else ""] for name, m in inputs.items()
+        name: [m.recipe, m.content if m.stage in ("inventory", "tokenizer") else ""]
+        for name, m in inputs.items()
     }
     return digest({"stage": stage, "spec": plain(spec, identity=True), "inputs": parents})
 
@@ -75,16 +82,21 @@ def write_manifest(
     stage: str,
     spec: Any,
     inputs: Mapping[str, Manifest],
-    files: Iterable[Path],
+    files: Iterable[Path | File],
     result: Mapping[str, Any],
 ) -> Manifest:
-    """Hash `files` (inside `folder`) and write `folder/manifest.json` last, atomically."""
-    listed = tuple(
-        File(
-            path=str(file.relative_to(folder)), bytes=file.stat().st_size, sha256=sha256_file(file)
-        )
-        for file in sorted(files)
-    )
+    """Hash `files` (inside `folder`) and write `folder/manifest.json` last, atomically.
+
+    A `File` was hashed by whoever wrote it and is listed as it is.
+
+    Raises:
+        ValueError: for a fact in `result` whose name every manifest has already.
+    """
+    taken = {field.name for field in dataclasses.fields(Manifest)} | {"format_version"}
+    if taken & set(result):
+        raise ValueError(f"{stage}: {', '.join(sorted(taken & set(result)))}: name is taken")
+    described = [file if isinstance(file, File) else _described(folder, file) for file in files]
+    listed = tuple(sorted(described, key=lambda file: file.path))
     manifest = Manifest(
         stage=stage,
         recipe=recipe_id(stage, spec, inputs),
@@ -98,9 +110,16 @@ def write_manifest(
         folder=folder,
     )
     fields = {f.name: getattr(manifest, f.name) for f in dataclasses.fields(manifest)}
-    del fields["folder"]
-    write_json(folder / MANIFEST, {"format_version": FORMAT_VERSION, **plain(fields)})
+    del fields["folder"], fields["result"]
+    facts = {"format_version": FORMAT_VERSION, **plain(fields), **manifest.result}
+    write_json(folder / MANIFEST, facts)
     return manifest
+
+
+def _described(folder: Path, file: Path) -> File:
+    return File(
+        path=str(file.relative_to(folder)), bytes=file.stat().st_size, sha256=sha256_file(file)
+    )
 
 
 def read_manifest(path: Path, *, verify: bool = True) -> Manifest:
@@ -124,14 +143,20 @@ def read_manifest(path: Path, *, verify: bool = True) -> Manifest:
             f"reads {FORMAT_VERSION}: {remedy}"
         )
     del data["format_version"]
+    own = {field.name for field in dataclasses.fields(Manifest)} - {"folder", "result"}
     try:
         data["files"] = tuple(File(**file) for file in data["files"])
-        manifest = Manifest(folder=path.parent, **data)
+        manifest = Manifest(
+            **{key: data[key] for key in own},
+            result={key: value for key, value in data.items() if key not in own},
+            folder=path.parent,
+        )
     except (KeyError, TypeError) as error:
-        raise ArtifactError(f"{path} lacks or adds a key ({error}): {remedy}") from None
+        raise ArtifactError(f"{path} lacks a key ({error}): {remedy}") from None
     if verify:
-        for file in manifest.files:
-            problem = damage(manifest.folder, file)
+        for file, problem in zip(
+            manifest.files, damages(manifest.folder, manifest.files), strict=True
+        ):
             if problem:
                 raise ArtifactError(
                     f"{manifest.folder / file.path} {problem}: it was changed after it was made. "
@@ -161,6 +186,12 @@ def read_provenance(folder: Path) -> dict[str, Any] | None:
         isinstance(data.get(key), kind) for key, kind in _PROVENANCE_KEYS.items()
     )
     return data if whole else None
+
+
+def damages(folder: Path, files: Iterable[File]) -> list[str | None]:
+    """Return for each file how it differs from its manifest entry; files are read side by side."""
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        return list(pool.map(lambda file: damage(folder, file), files))
 
 
 def damage(folder: Path, file: File) -> str | None:

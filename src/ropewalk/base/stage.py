@@ -28,6 +28,7 @@ from ropewalk.base.manifest import (
     MANIFEST,
     PROVENANCE,
     ArtifactError,
+    File,
     Manifest,
     read_manifest,
     read_provenance,
@@ -37,7 +38,8 @@ from ropewalk.base.manifest import (
 
 SUBMITTED_CODE = "ROPEWALK_SUBMITTED_CODE"  # JSON: stage -> code digest when the workflow started
 LIBRARIES = (
-    "accelerate datasets jinja2 matplotlib numpy pyarrow safetensors tokenizers torch transformers"
+    "accelerate datasets gigatoken jinja2 matplotlib numpy orjson pyarrow safetensors "
+    "sentencepiece tokenizers torch transformers"
 ).split()
 
 
@@ -77,7 +79,7 @@ class Job:
         return {k.removeprefix(start): m for k, m in self.inputs.items() if k.startswith(start)}
 
 
-Work = Callable[[Job], tuple[Iterable[Path], Mapping[str, Any]]]
+Work = Callable[[Job], tuple[Iterable[Path | File], Mapping[str, Any]]]
 
 
 def run_stage(

@@ -9,10 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from ropewalk.base.files import read_json
+from ropewalk.base.manifest import Manifest
 from ropewalk.base.spec import SpecError, decode
 from ropewalk.base.stage import Accepted, run_stage
-from ropewalk.data.spec import InventoryJob
+from ropewalk.commands import by_hand
 from ropewalk.study.registry import STAGES, Stage
+
+# Stages that can also be told what to do by flags: what adds them, what does it.
+BY_FLAGS = {
+    "tokenize": (by_hand.add_tokenize, by_hand.tokenize),
+    "pack": (by_hand.add_pack, by_hand.pack),
+}
 
 
 def register(commands: Any) -> None:
@@ -32,8 +39,11 @@ def register(commands: Any) -> None:
                 "FOLDER/manifest.json last."
             ),
         )
+        by_flags = BY_FLAGS.get(stage.name)
         command.add_argument(
-            "--spec", required=True, help="the spec: JSON text, or the path of a JSON file"
+            "--spec",
+            required=by_flags is None,
+            help="the spec: JSON text, or the path of a JSON file",
         )
         command.add_argument(
             "--input",
@@ -64,6 +74,8 @@ def register(commands: Any) -> None:
             "--listing",
             help="digest of the files of a source, as planned (default: as the files are now)",
         )
+        if by_flags is not None:
+            by_flags[0](command)
         command.set_defaults(run=_runner(stage))
 
 
@@ -71,6 +83,8 @@ def _runner(stage: Stage) -> Any:
     def run(options: argparse.Namespace) -> int:
         # Waiting threads that spin slow every neighbour down; torch reads this when it is imported.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        if options.spec is None:
+            return BY_FLAGS[stage.name][1](options, _by_hand)
         inputs = {}
         for item in options.input:
             name, separator, path = item.partition("=")
@@ -95,10 +109,25 @@ def _runner(stage: Stage) -> Any:
     return run
 
 
-def _listing(spec: Any) -> str:
-    from ropewalk.study.triggers import listing  # with YAML, which stages do not need otherwise
+def _by_hand(name: str, spec: Any, folder: Path, inputs: dict[str, Path]) -> Manifest:
+    """Run a stage without a plan: with the libraries and the source as they are now."""
+    stage = STAGES[name]
+    return run_stage(
+        name,
+        stage.entry,
+        importlib.import_module(stage.entry).work,
+        spec=spec,
+        inputs=inputs,
+        folder=folder,
+        listing=_listing(spec),
+        libraries=dict.fromkeys(stage.libraries),
+    )
 
-    return listing(spec.source, spec.folder) if isinstance(spec, InventoryJob) else ""
+
+def _listing(spec: Any) -> str:
+    from ropewalk.study.triggers import listing_of  # with YAML, which stages do not need otherwise
+
+    return listing_of(spec)
 
 
 def _pins(items: list[str]) -> Mapping[str, str]:

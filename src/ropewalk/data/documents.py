@@ -1,136 +1,203 @@
 """The documents of a corpus, one after another, in an order that depends on the spec alone."""
 
 import dataclasses
-import hashlib
-import json
-from collections.abc import Callable, Iterator, Mapping
-from importlib import metadata
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
 from ropewalk.base.manifest import Manifest
 from ropewalk.base.rng import fraction
-from ropewalk.base.stage import StageError
 from ropewalk.data.entries import Entry, read_entries
-from ropewalk.data.lines import read_lines
-from ropewalk.data.spec import DocumentCorpus, JsonlSource, PythonSource, Source
+from ropewalk.data.readers import Damage, Record, records, single
+from ropewalk.data.spec import DocumentCorpus, PythonSource, Source
 
-Cause = Literal["malformed_json", "missing_text", "invalid_unicode", "empty"]
-# Where known data sets write the name of the part a document comes from, inside `meta`.
-_SUBSET_KEYS = ("pile_set_name", "redpajama_set_name", "subset_name")
+Cause = Literal[
+    Damage,
+    "missing_text",  # no text under the field's name, or something else than text
+    "empty",
+    "other_subset",  # not of the subsets the corpus names
+    "not_sampled",
+    "short",  # fewer than the corpus's minimum of tokens
+    "unbroken",  # so long without a place to cut that encoding it would take unbounded memory
+]
+DAMAGED: frozenset[str] = frozenset({*get_args(Damage), "missing_text"})
+# Where known data sets write the name of the part a document comes from.
+_SUBSET_FIELDS = ("meta.pile_set_name", "meta.redpajama_set_name", "meta.subset_name")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+class Place(NamedTuple):
+    """Where a record stands in what a job reads."""
+
+    file: int  # of the job's files, in the order it reads them
+    record: int  # of the file
+
+
+START = Place(0, 0)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Document:
     """One text."""
 
-    id: str  # path of a Python file, or `path:line` (from 0) of a JSON line
+    id: str  # path of a file that is one document, else `path:record` (from 0)
     text: str  # never empty, always encodable as UTF-8
-    subset: str | None  # distribution of a Python file, or the part of a data set
-    index: int  # place in the corpus, from 0; skipped records have a place too, others none
+    subset: str | None  # the part of the data set it comes from
+    target: str | None  # what is learned after a prompt; None in a corpus without prompt
+    place: Place
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Skipped:
-    """A record that is no usable document; it is counted, never silently gone."""
+    """A record that gives no document; it is counted, never silently gone."""
 
     id: str
     cause: Cause
-    index: int
+    reason: str  # what the parser said; empty where the cause says it all
+    place: Place
 
 
-def read_documents(
-    corpus: DocumentCorpus, source: Source, inventory: Manifest, folder: str | None = None
-) -> Iterator[Document | Skipped]:
-    """Yield the documents of a corpus, with a `Skipped` in the place of each unusable record.
+def entries_of(corpus: DocumentCorpus, inventory: Manifest, part: int = 0) -> list[Entry]:
+    """Return the files that one part of a corpus reads, in their order.
 
-    Files come in the order of hash(corpus.seed, path), the records of a JSON lines file in file
-    order; `corpus.sample` keeps a record by hash(corpus.seed, id). `folder` is where a JSON lines
-    source lies. Limits and minimum_tokens are not applied here: they count tokens.
-
-    Raises:
-        StageError: if a file is not the one the inventory lists.
+    Files come in the order of hash(corpus.seed, path). A part is a run of them: part p of P has the
+    files whose middle lies in the p-th P-th of all bytes, so that parts are about equal and their
+    order is that of the whole.
     """
     entries = read_entries(inventory, corpus.split)
     entries.sort(key=lambda entry: (fraction(corpus.seed, "order", entry.path), entry.path))
-
-    def kept(identifier: str) -> bool:
-        share = corpus.sample
-        return share is None or fraction(corpus.seed, "sample", identifier) < share
-
-    if isinstance(source, PythonSource):
-        yield from _python_documents([entry for entry in entries if kept(entry.path)])
-        return
-    if folder is None:
-        raise StageError(
-            f"locations.{source.location} is not set in config.yaml: set it to the folder with "
-            "the data"
-        )
-    yield from _jsonl_documents(source, entries, Path(folder), kept)
+    return entries if corpus.parts == 1 else _parts(entries, corpus.parts)[part]
 
 
-def _python_documents(entries: list[Entry]) -> Iterator[Document | Skipped]:
-    installed: dict[str, metadata.Distribution] = {}
-    for index, entry in enumerate(entries):
-        name = entry.distribution or ""
-        try:
-            if name not in installed:
-                installed[name] = metadata.distribution(name)
-            content = Path(str(installed[name].locate_file(entry.path))).read_bytes()
-        except (metadata.PackageNotFoundError, FileNotFoundError, ValueError):
-            raise StageError(
-                f"{name}: {entry.path} is in the inventory but no longer installed; install the "
-                "version of the inventory, or make the inventory again"
-            ) from None
-        if hashlib.sha256(content).hexdigest() != entry.sha256:
-            raise StageError(
-                f"{name}: {entry.path} changed after the inventory was made; make the inventory "
-                "again"
-            )
-        yield _checked(entry.path, content.decode("utf-8"), name, index)
-
-
-def _jsonl_documents(
-    source: JsonlSource, entries: list[Entry], folder: Path, kept: Callable[[str], bool]
-) -> Iterator[Document | Skipped]:
-    index = 0
+def _parts(entries: Sequence[Entry], parts: int) -> list[list[Entry]]:
+    total = sum(entry.bytes for entry in entries)
+    found: list[list[Entry]] = [[] for _ in range(parts)]
+    before = 0
     for entry in entries:
-        for number, line in enumerate(read_lines(folder / entry.path, entry.sha256)):
-            identifier = f"{entry.path}:{number}"
-            if line.isspace() or not kept(identifier):  # a blank line holds no record
-                continue
-            yield _parsed(line, identifier, source.text_field, index)
-            index += 1
+        middle = 2 * before + entry.bytes  # twice the middle, to stay in whole numbers
+        found[min(middle * parts // (2 * total), parts - 1) if total else 0].append(entry)
+        before += entry.bytes
+    return found
 
 
-def _parsed(line: bytes, identifier: str, text_field: str, index: int) -> Document | Skipped:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):  # not JSON, not UTF-8, or nested without end
-        return Skipped(id=identifier, cause="malformed_json", index=index)
-    if not isinstance(record, Mapping):
-        return Skipped(id=identifier, cause="malformed_json", index=index)
-    text = record.get(text_field)
-    if not isinstance(text, str):
-        return Skipped(id=identifier, cause="missing_text", index=index)
-    return _checked(identifier, text, _subset(record), index)
+def documents(
+    corpus: DocumentCorpus,
+    source: Source,
+    entries: Sequence[Entry],
+    folder: str | None = None,
+    start: Place = START,
+) -> Iterator[Document | Skipped]:
+    """Yield the documents of some files, with a `Skipped` in the place of every other record.
+
+    `folder` is where a source of files lies; `start` is the first record to look at. Limits and
+    minimum_tokens are not applied here: they count tokens.
+
+    Raises:
+        StageError: if a file is not the one the inventory lists, or cannot be read to its end.
+    """
+    choose = _Choice(corpus, source)
+    for number, entry in enumerate(entries[start.file :], start=start.file):
+        first = start.record if number == start.file else 0
+        one = single(source, entry)
+        wanted = None if corpus.sample is None else choose.sampler(entry, one)
+        also = () if corpus.prompt is None else (corpus.prompt.target_field,)
+        for record in records(source, entry, folder, first=first, wanted=wanted, also=also):
+            identifier = entry.path if one else f"{entry.path}:{record.number}"
+            yield choose(record, identifier, entry, Place(number, record.number))
 
 
-def _checked(identifier: str, text: str, subset: str | None, index: int) -> Document | Skipped:
-    if not text:
-        return Skipped(id=identifier, cause="empty", index=index)
+class _Choice:
+    """Decides of every record what it is."""
+
+    def __init__(self, corpus: DocumentCorpus, source: Source) -> None:
+        self._corpus = corpus
+        self._python = isinstance(source, PythonSource)
+        self._text = "text" if isinstance(source, PythonSource) else source.text_field
+        self._subset_fields: tuple[str, ...] = ()
+        self._by_folder = False
+        if not isinstance(source, PythonSource):
+            named = source.subset_field
+            self._subset_fields = _SUBSET_FIELDS if named is None else (named,)
+            self._by_folder = getattr(source, "subset_folder", False)
+        self._filters = corpus.subsets is not None or bool(corpus.excluded_subsets)
+
+    def sampler(self, entry: Entry, one: bool) -> Any:
+        seed, share = self._corpus.seed, self._corpus.sample
+
+        def wanted(number: int) -> bool:
+            identifier = entry.path if one else f"{entry.path}:{number}"
+            return share is None or fraction(seed, "sample", identifier) < share
+
+        return wanted
+
+    def __call__(
+        self, record: Record, identifier: str, entry: Entry, place: Place
+    ) -> Document | Skipped:
+        fields = record.fields
+        if fields is None:
+            if record.damage is None:
+                return Skipped(identifier, "not_sampled", "", place)
+            return Skipped(identifier, record.damage, record.reason, place)
+        subset = self._subset(fields, entry)
+        if self._filters and not self._chosen(subset):
+            return Skipped(identifier, "other_subset", subset or "no subset", place)
+        text = field(fields, self._text)
+        if not isinstance(text, str):
+            return Skipped(identifier, "missing_text", _lacks(fields, self._text, text), place)
+        if not text:
+            return Skipped(identifier, "empty", "", place)
+        target = None
+        if self._corpus.prompt is not None:
+            name = self._corpus.prompt.target_field
+            target = field(fields, name)
+            if not isinstance(target, str):
+                return Skipped(identifier, "missing_text", _lacks(fields, name, target), place)
+            if not target:
+                return Skipped(identifier, "empty", f"{name} is empty", place)
+        if not _encodable(text) or not _encodable(target):
+            return Skipped(identifier, "invalid_unicode", "half a surrogate pair", place)
+        return Document(identifier, text, subset, target, place)
+
+    def _subset(self, fields: Mapping[str, Any], entry: Entry) -> str | None:
+        if self._python:
+            return entry.distribution
+        for name in self._subset_fields:
+            found = field(fields, name)
+            if isinstance(found, str):
+                return found
+        if self._by_folder and "/" in entry.path:
+            return entry.path.partition("/")[0]
+        return None
+
+    def _chosen(self, subset: str | None) -> bool:
+        corpus = self._corpus
+        return subset not in corpus.excluded_subsets and (
+            corpus.subsets is None or subset in corpus.subsets
+        )
+
+
+def field(fields: Mapping[str, Any], path: str) -> Any:
+    """Return the value under a dotted key path such as `meta.pile_set_name`, None if absent."""
+    if path in fields:
+        return fields[path]
+    value: Any = fields
+    for key in path.split("."):
+        if not isinstance(value, Mapping):
+            return None
+        value = value.get(key)
+    return value
+
+
+def _lacks(fields: Mapping[str, Any], name: str, found: Any) -> str:
+    if found is None:
+        return f"no {name!r} among {', '.join(map(repr, list(fields)[:8])) or 'no keys'}"
+    return f"{name!r} is {type(found).__name__}, not text"
+
+
+def _encodable(text: str | None) -> bool:
+    """Return whether UTF-8 can spell a text; JSON can spell half a surrogate pair."""
+    if text is None or text.isascii():
+        return True
     try:
         text.encode("utf-8")
-    except UnicodeEncodeError:  # JSON can spell half a surrogate pair; no tokenizer can read it
-        return Skipped(id=identifier, cause="invalid_unicode", index=index)
-    return Document(id=identifier, text=text, subset=subset, index=index)
-
-
-def _subset(record: Mapping[str, Any]) -> str | None:
-    meta = record.get("meta")
-    if not isinstance(meta, Mapping):
-        return None
-    for key in _SUBSET_KEYS:
-        if isinstance(meta.get(key), str):
-            return meta[key]
-    return None
+    except UnicodeEncodeError:
+        return False
+    return True

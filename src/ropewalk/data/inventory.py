@@ -6,9 +6,11 @@ touches the data.
 
 import base64
 import binascii
+import concurrent.futures
 import csv
 import dataclasses
 import hashlib
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,8 +23,9 @@ from ropewalk.base.files import sha256_file, write_json
 from ropewalk.base.rng import fraction
 from ropewalk.base.stage import Job, StageError
 from ropewalk.data.duplicates import near_duplicates, shingles
-from ropewalk.data.entries import INVENTORY, Entry
-from ropewalk.data.spec import SPLITS, JsonlSource, PythonSource, Split
+from ropewalk.data.entries import INVENTORY, Entry, Hub, format_of
+from ropewalk.data.hub import hub_listing
+from ropewalk.data.spec import SPLITS, FileSource, HubSource, PythonSource, Source, Split
 
 CHECKSUMS = "SHA256SUMS.txt"
 _SPLIT_SEED = 0  # one split for every study: a test file of one is a test file of all
@@ -31,8 +34,12 @@ _SPLIT_SEED = 0  # one split for every study: a test file of one is a test file 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Listing:
     entries: list[Entry]
-    dropped: Mapping[str, int]  # files left out, by cause
-    versions: Mapping[str, str]  # of distributions
+    dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    # files left out, by cause
+    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of distributions
+    unmatched: Mapping[Split, list[str]] = dataclasses.field(default_factory=dict)
+    # patterns without a file, names of splits that a hub data set lacks
+    hub: Hub | None = None
 
 
 def work(job: Job) -> tuple[list[Path], dict[str, Any]]:
@@ -42,31 +49,37 @@ def work(job: Job) -> tuple[list[Path], dict[str, Any]]:
         StageError: for a distribution, folder or file that is missing or not what its record says.
     """
     started = time.monotonic()
-    source = job.spec.source
-    if isinstance(source, PythonSource):
-        listing = _python_listing(source)
-    else:
-        listing = _jsonl_listing(source, job.spec.folder)
-    file = job.folder / INVENTORY
-    write_json(
-        file,
-        {
-            "kind": source.kind,
-            "files": [plain(entry) for entry in listing.entries],
-            "dropped": listing.dropped,
-            "versions": listing.versions,
-        },
-    )
-    files = {s: sum(e.split == s for e in listing.entries) for s in SPLITS}
-    result = {
-        "files": files,
-        "bytes": {s: sum(e.bytes for e in listing.entries if e.split == s) for s in SPLITS},
+    listing = _listing(job.spec.source, job.spec.folder)
+    facts = {
         "dropped": dict(listing.dropped),
         "versions": dict(listing.versions),
+        "unmatched": dict(listing.unmatched),
     }
-    counts = ", ".join(f"{n} {split}" for split, n in files.items())
+    hub = {} if listing.hub is None else {"hub": plain(listing.hub)}
+    file = job.folder / INVENTORY
+    files = [plain(entry) for entry in listing.entries]
+    write_json(file, {"kind": job.spec.source.kind, "files": files, **facts, **hub})
+    splits = {split: _size(listing.entries, split) for split in SPLITS}
+    counts = ", ".join(f"{size['files']} {split}" for split, size in splits.items())
     print(f"inventory: {counts} files in {time.monotonic() - started:.1f} s", flush=True)
-    return [file], result
+    for split, names in listing.unmatched.items():
+        print(f"inventory: nothing for {split}: {', '.join(names)}", flush=True)
+    result = {"splits": splits, **facts}
+    return [file], result if listing.hub is None else {**result, "commit": listing.hub.commit}
+
+
+def _listing(source: Source, folder: str | None) -> _Listing:
+    if isinstance(source, PythonSource):
+        return _python_listing(source)
+    if isinstance(source, HubSource):
+        found = hub_listing(source)
+        return _Listing(entries=found.entries, unmatched=found.unmatched, hub=found.hub)
+    return _file_listing(source, folder)
+
+
+def _size(entries: Sequence[Entry], split: str) -> dict[str, int]:
+    sizes = [entry.bytes for entry in entries if entry.split == split]
+    return {"files": len(sizes), "bytes": sum(sizes)}
 
 
 # Python sources
@@ -180,52 +193,75 @@ def _decode_digest(digest: str) -> bytes | None:
         return None
 
 
-# JSON lines
+# Files in a folder
 
 
-def _jsonl_listing(source: JsonlSource, folder: str | None) -> _Listing:
+def _file_listing(source: FileSource, folder: str | None) -> _Listing:
     key = f"locations.{source.location}"
     if folder is None:
         raise StageError(f"{key} is not set in config.yaml: set it to the folder with the data")
     root = Path(folder)
     if not root.is_dir():
         raise StageError(f"{key} in config.yaml: {folder} is not a folder")
-    patterns: dict[Split, Sequence[str]] = {
-        "train": source.train,
-        "validation": source.validation,
-        "test": source.test,
-    }
-    shipped = _shipped_checksums(root)
     split_of: dict[Path, Split] = {}
-    for split, globs in patterns.items():
+    unmatched: dict[Split, list[str]] = {}
+    for split, globs in _patterns(source).items():
         for glob in globs:
-            for file in _matches(root, glob, key=key, split=split):
+            matches = _matches(root, glob, key=key, split=split)
+            if not matches:
+                unmatched.setdefault(split, []).append(glob)
+            for file in matches:
                 if split_of.setdefault(file, split) != split:
                     raise StageError(
                         f"source.{split}: {glob!r} matches {file.relative_to(root)}, which is in "
                         f"split {split_of[file]} already; a file belongs to one split"
                     )
     if not split_of:
-        raise StageError("source: train, validation and test list no files; give a glob pattern")
-    entries = []
-    for file, split in sorted(split_of.items()):
-        path = file.relative_to(root).as_posix()
-        sha256 = shipped.get(path) or sha256_file(file)
-        entries.append(Entry(path=path, split=split, bytes=file.stat().st_size, sha256=sha256))
-    return _Listing(entries=entries, dropped={}, versions={})
+        tried = "; ".join(f"{s}: {', '.join(globs)}" for s, globs in unmatched.items())
+        raise StageError(
+            f"source: no file below {root} matches ({tried or 'no pattern is given'}); correct "
+            f"{key} in config.yaml or the patterns in source.train, source.validation, source.test"
+        )
+    return _Listing(entries=_hashed(root, split_of), unmatched=unmatched)
+
+
+def _patterns(source: FileSource) -> dict[Split, Sequence[str]]:
+    return {"train": source.train, "validation": source.validation, "test": source.test}
 
 
 def _matches(root: Path, glob: str, *, key: str, split: Split) -> list[Path]:
+    """Return the files that a pattern matches; hidden ones never (`.cache/`, `._00.jsonl`)."""
     parts = PurePosixPath(glob)
     if parts.is_absolute() or ".." in parts.parts:
         raise StageError(f"source.{split}: {glob!r} leaves {key}; give a pattern below the folder")
-    files = sorted(file for file in root.glob(glob) if file.is_file())
-    if not files:
-        raise StageError(
-            f"source.{split}: no file matches {glob!r} below {root}; correct {key} in config.yaml "
-            "or the pattern"
+    return [file for file in root.glob(glob) if not _hidden(file, root) and file.is_file()]
+
+
+def _hidden(file: Path, root: Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(root).parts)
+
+
+def _hashed(root: Path, split_of: Mapping[Path, Split]) -> list[Entry]:
+    """Return the entries in path order; hashing is most of the work, so all cores share it."""
+    paths = {file.relative_to(root).as_posix(): file for file in split_of}
+    for path in paths:
+        format_of(path)  # now, not after hours of hashing
+    shipped = _shipped_checksums(root)
+    rest = [path for path in paths if path not in shipped]
+    size = sum(paths[path].stat().st_size for path in rest)
+    if rest:
+        print(f"inventory: hashing {len(rest)} files, {size / 1e9:.2f} GB", flush=True)
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        hashes = dict(zip(rest, pool.map(sha256_file, map(paths.__getitem__, rest)), strict=True))
+    return [
+        Entry(
+            path=path,
+            split=split_of[file],
+            bytes=file.stat().st_size,
+            sha256=shipped.get(path) or hashes[path],
         )
-    return files
+        for path, file in sorted(paths.items())
+    ]
 
 
 def _shipped_checksums(root: Path) -> dict[str, str]:

@@ -1,64 +1,134 @@
 """Stage `pack`: the windows of a mixture, as an index into the tokens of its corpora."""
 
+import dataclasses
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from ropewalk.base.files import replacing
+from ropewalk.base.files import write_json
+from ropewalk.base.rng import generator
 from ropewalk.base.stage import Job, StageError
-from ropewalk.data.packing import POLICIES, Cut, shares
-from ropewalk.data.shards import Tokens
+from ropewalk.data import frequency, packing
+from ropewalk.data.packing import Cut
 from ropewalk.data.spec import PackJob
-from ropewalk.data.windows import SCHEMA, WINDOWS
+from ropewalk.data.tokens import Tokens
+from ropewalk.data.windows import WINDOWS, write_index
 
-_BATCH_ROWS = 65_536
+STATISTICS = "statistics.json"
+_BLOCK = 1 << 22  # pieces
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """What became of a corpus, or of several together.
+
+    Tokens of the corpus = `tokens` + `unused_tokens` + `dropped_tokens`. Under `per_document`,
+    `tokens` are those of whole documents, of which an example reads a window.
+    """
+
+    documents: int  # of the corpus
+    documents_cut: int  # in more than one window, or with a part in none
+    documents_dropped: int  # with tokens, but none of them in a window
+    windows: int  # taken for the mixture
+    tokens: int  # in the windows taken
+    prompt_tokens: int  # of these, how many are no training targets
+    padding_tokens: int  # places of the windows taken that hold no token
+    unused_tokens: int  # in windows not taken
+    dropped_tokens: int  # in no window
+    position_frequency: np.ndarray  # int64 [length_tokens]: see `frequency`; of the windows taken
+
+    def counts(self) -> dict[str, int]:
+        """Return everything but the position frequency."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        del fields["position_frequency"]
+        return fields
+
+    def brief(self) -> dict[str, Any]:
+        """Return what the manifest has: the counts, and shares of the position frequency."""
+        return {**self.counts(), "position_shares": frequency.shares(self.position_frequency)}
+
+    def full(self) -> dict[str, Any]:
+        """Return what the file of statistics has."""
+        return {
+            **self.counts(),
+            "position_frequency": {
+                "length_tokens": len(self.position_frequency),
+                "f": self.position_frequency.tolist(),
+                "shares": frequency.shares(self.position_frequency),
+            },
+        }
 
 
 def work(job: Job) -> tuple[list[Path], dict[str, Any]]:
-    """Cut every corpus on its own, take windows in corpus order by the weights, write the index.
-
-    The result's counts satisfy, for each corpus: tokens of the corpus = `tokens` (in the windows
-    taken) + `unused_tokens` (in windows not taken) + `dropped_tokens` (in no window).
+    """Cut every corpus on its own, draw windows by the weights, write index and statistics.
 
     Raises:
         StageError: if a corpus has no window of this length, or none of its windows is taken.
     """
     spec: PackJob = job.spec
-    mixture = spec.windows.mixture
-    names = [share.corpus for share in mixture]
+    policy, length = spec.windows.policy, spec.length_tokens
+    names = [share.corpus for share in spec.windows.mixture]
     if len(set(names)) < len(names):
         raise StageError(f"windows.mixture: a corpus is listed twice in {', '.join(names)}")
     inputs = job.many("tokens")
-    cuts = []
     for name in names:
         if name not in inputs:
             raise StageError(f"pack: input 'tokens:{name}' is missing for windows.mixture")
-        lengths = Tokens(inputs[name]).lengths
-        cut = POLICIES[spec.windows.policy](lengths, spec.length_tokens)
-        if not cut.count:
-            raise StageError(
-                f"windows.mixture: corpus {name!r} has no window of {spec.length_tokens} tokens "
-                f"(its {len(lengths)} documents have {lengths.sum()} tokens, the longest "
-                f"{lengths.max(initial=0)}); use a shorter length_tokens or a larger corpus"
-            )
-        cuts.append(cut)
-    taken = _take(names, cuts, [share.weight for share in mixture])
-    file = job.folder / WINDOWS
-    _write(file, taken)
+    corpora = [Tokens(inputs[name]) for name in names]
+    cuts = [_cut(name, tokens, policy, length) for name, tokens in zip(names, corpora, strict=True)]
+    counts = _counts(names, cuts, [share.weight for share in spec.windows.mixture])
+    taken = []
+    for name, cut, count in zip(names, cuts, counts, strict=True):
+        rng = generator(spec.windows.seed, f"windows/{name}")
+        chosen = packing.draw(policy, cut.count, count, rng)
+        taken.append(cut if chosen is None else cut.take(chosen))
+    index = job.folder / WINDOWS
+    write_index(index, [(part, tokens.begins) for part, tokens in zip(taken, corpora, strict=True)])
     by_corpus = {
-        name: _statistics(cut, part, spec.length_tokens)
-        for name, cut, part in zip(names, cuts, taken, strict=True)
+        name: statistics(tokens, cut, part, policy, length)
+        for name, tokens, cut, part in zip(names, corpora, cuts, taken, strict=True)
     }
-    totals = {key: sum(s[key] for s in by_corpus.values()) for key in by_corpus[names[0]]}
-    print(f"pack: {totals['rows']} windows of {spec.length_tokens} tokens", flush=True)
-    return [file], {"length_tokens": spec.length_tokens, **totals, "by_corpus": by_corpus}
+    total = _sum(by_corpus.values())
+    file = job.folder / STATISTICS
+    write_json(
+        file,
+        {
+            "length_tokens": length,
+            "policy": policy,
+            "total": total.full(),
+            "by_corpus": {name: found.full() for name, found in by_corpus.items()},
+        },
+    )
+    print(
+        f"pack: {total.windows} windows of {length} tokens, {total.padding_tokens} tokens of "
+        f"padding, {total.documents_cut} of {total.documents} documents cut, "
+        f"{total.dropped_tokens} tokens dropped",
+        flush=True,
+    )
+    return [index, file], {
+        "length_tokens": length,
+        **total.brief(),
+        "by_corpus": {name: found.brief() for name, found in by_corpus.items()},
+    }
 
 
-def _take(names: list[str], cuts: list[Cut], weights: list[float]) -> list[Cut]:
+def _cut(name: str, tokens: Tokens, policy: str, length_tokens: int) -> Cut:
+    lengths = tokens.lengths
+    cut = packing.POLICIES[policy](lengths, length_tokens)
+    if not cut.count:
+        raise StageError(
+            f"windows.mixture: corpus {name!r} has no window of {length_tokens} tokens (its "
+            f"{tokens.count} documents have {tokens.total} tokens, the longest "
+            f"{lengths.max(initial=0)}); use a shorter length_tokens or a larger corpus"
+        )
+    return cut
+
+
+def _counts(names: list[str], cuts: list[Cut], weights: list[float]) -> list[int]:
     try:
-        counts = shares([cut.count for cut in cuts], weights)
+        counts = packing.shares([cut.count for cut in cuts], weights)
     except ValueError as error:
         raise StageError(f"windows.mixture: {error}") from None
     for name, count, weight in zip(names, counts, weights, strict=True):
@@ -67,37 +137,45 @@ def _take(names: list[str], cuts: list[Cut], weights: list[float]) -> list[Cut]:
                 f"windows.mixture: weight {weight} leaves corpus {name!r} no window among "
                 f"{sum(counts)}; give the smallest corpus more documents or {name!r} more weight"
             )
-    return [cut.first(count) for cut, count in zip(cuts, counts, strict=True)]
+    return counts
 
 
-def _statistics(cut: Cut, taken: Cut, length_tokens: int) -> dict[str, int]:
-    tokens = int(taken.length.sum())
-    filled = np.add.reduceat(taken.length, taken.rows[:-1])
-    return {
-        "rows": taken.count,
-        "tokens": tokens,
-        "unused_tokens": int(cut.length.sum()) - tokens,
-        "dropped_tokens": cut.dropped_tokens,
-        "padding_tokens": int(np.maximum(length_tokens - filled, 0).sum()),
-        "documents_cut": cut.documents_cut,
-    }
+def statistics(tokens: Tokens, cut: Cut, taken: Cut, policy: str, length_tokens: int) -> Statistics:
+    """Return the statistics of one corpus: `cut` are all its windows, `taken` those of the mixture.
+
+    Segments, for the position frequency, are what the loader gives as boundaries: pieces under
+    `documents`, whole windows under the other policies.
+    """
+    if policy == "documents":
+        segments = frequency.histogram(taken.length, length_tokens)
+    else:
+        segments = np.zeros(length_tokens + 1, dtype=np.int64)
+        segments[length_tokens] = taken.count
+    used = taken.tokens
+    return Statistics(
+        documents=tokens.count,
+        documents_cut=cut.documents_cut,
+        documents_dropped=cut.documents_dropped,
+        windows=taken.count,
+        tokens=used,
+        prompt_tokens=_prompt_tokens(tokens.prompts, taken),
+        padding_tokens=max(0, taken.count * length_tokens - used),
+        unused_tokens=cut.tokens - used,
+        dropped_tokens=cut.dropped_tokens,
+        position_frequency=frequency.position_frequency(segments),
+    )
 
 
-def _write(file: Path, taken: list[Cut]) -> None:
-    with replacing(file) as partial, pa.ipc.new_file(str(partial), SCHEMA) as sink:
-        for corpus, cut in enumerate(taken):
-            for begin in range(0, cut.count, _BATCH_ROWS):
-                rows = cut.rows[begin : begin + _BATCH_ROWS + 1]
-                pieces = slice(int(rows[0]), int(rows[-1]))
-                offsets = pa.array(rows - rows[0], pa.int32())
-                columns = zip(
-                    (cut.document, cut.start, cut.length),
-                    (pa.int32(), pa.int64(), pa.int32()),
-                    strict=True,
-                )
-                lists = [
-                    pa.ListArray.from_arrays(offsets, pa.array(values[pieces], kind))
-                    for values, kind in columns
-                ]
-                corpora = pa.array(np.full(len(rows) - 1, corpus), pa.int32())
-                sink.write_batch(pa.record_batch([corpora, *lists], schema=SCHEMA))
+def _prompt_tokens(prompts: np.ndarray, taken: Cut) -> int:
+    total = 0
+    if prompts.any():
+        for begin in range(0, len(taken.document), _BLOCK):
+            block = slice(begin, begin + _BLOCK)
+            inside = prompts[taken.document[block]] - taken.start[block]
+            total += int(np.clip(inside, 0, taken.length[block]).sum(dtype=np.int64))
+    return total
+
+
+def _sum(parts: Iterable[Statistics]) -> Statistics:
+    values: list[Mapping[str, Any]] = [vars(part) for part in parts]
+    return Statistics(**{key: sum(v[key] for v in values) for key in values[0]})

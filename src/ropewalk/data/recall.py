@@ -10,8 +10,8 @@ import numpy as np
 
 from ropewalk.base.rng import generator
 from ropewalk.base.spec import SpecError
-from ropewalk.data.shards import Tokens
 from ropewalk.data.spec import RecallCorpus
+from ropewalk.data.tokens import Tokens
 
 BOS = 0  # ids of the tokenizers trained here; the tokenize stage refuses others
 MARKER = 1

@@ -1,27 +1,46 @@
 """Tokens on disk: Arrow IPC files, written once and read through a memory map.
 
-Columns: `document` (string), `subset` (string), `bytes` (int64, UTF-8 length of the text),
-`input_ids` (list of uint16, or uint32 for vocabularies above 65,536).
+Columns: `document` (string), `subset` (string), `bytes` (int64, UTF-8 length of the text), `prompt`
+(int32, how many leading tokens are no training targets), `input_ids` (list of uint16, or uint32 for
+vocabularies above 65,536).
 """
 
 import contextlib
+import dataclasses
+import hashlib
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
 
 from ropewalk.base.files import replacing
-from ropewalk.base.manifest import ArtifactError, Manifest
 
 # A record batch is written when it holds this much: bounded memory, few batches to open.
 BATCH_TOKENS = 1 << 20
 BATCH_DOCUMENTS = 8192
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shard:
+    """A finished file of tokens."""
+
+    file: str  # its name in the folder
+    bytes: int
+    sha256: str
+    documents: int
+    tokens: int
+
+
 def token_dtype(vocabulary_size: int) -> np.dtype:
     """Return the narrowest unsigned type that holds every id below `vocabulary_size`."""
     return np.dtype(np.uint16 if vocabulary_size <= 1 << 16 else np.uint32)
+
+
+def shard_name(index: int) -> str:
+    """Return the file name of a shard."""
+    return f"shard-{index:05d}.arrow"
 
 
 class ShardWriter:
@@ -38,29 +57,32 @@ class ShardWriter:
         *,
         vocabulary_size: int,
         shard_tokens: int,
+        first: int = 0,
         batch_tokens: int = BATCH_TOKENS,
         batch_documents: int = BATCH_DOCUMENTS,
     ) -> None:
+        """Prepare to write; `first` is the number of shards that are there already."""
+        self.dtype = token_dtype(vocabulary_size)
         self.files: list[Path] = []  # complete shards
         self._folder = folder
         self._shard_tokens = shard_tokens
         self._batch_tokens = batch_tokens
         self._batch_documents = batch_documents
-        self._dtype = token_dtype(vocabulary_size)
-        ids = pa.list_(pa.from_numpy_dtype(self._dtype))
         self._schema = pa.schema(
             [
                 ("document", pa.string()),
                 ("subset", pa.string()),
                 ("bytes", pa.int64()),
-                ("input_ids", ids),
+                ("prompt", pa.int32()),
+                ("input_ids", pa.list_(pa.from_numpy_dtype(self.dtype))),
             ]
         )
+        self._next = first
         self._open = contextlib.ExitStack()  # the shard being written
         self._sink: pa.RecordBatchFileWriter | None = None
-        self._path = folder
-        self._tokens_in_shard = 0
-        self._rows: list[tuple[str, str | None, int, np.ndarray]] = []
+        self._hashing: _Hashing | None = None
+        self._documents_in_shard = self._tokens_in_shard = 0
+        self._rows: list[tuple[str, str | None, int, int, np.ndarray]] = []
         self._tokens_in_rows = 0
 
     def __enter__(self) -> "ShardWriter":
@@ -73,111 +95,110 @@ class ShardWriter:
         traceback: TracebackType | None,
     ) -> None:
         if kind is None:
-            self._close_shard()
+            self.close()
         else:
-            self._sink = None
+            self._sink = self._hashing = None
             self._open.__exit__(kind, error, traceback)
 
-    def add(self, document: str, ids: np.ndarray, *, subset: str | None, text_bytes: int) -> None:
-        """Append one document; ids must be below the vocabulary size.
+    def add(
+        self,
+        document: str,
+        ids: np.ndarray,
+        *,
+        subset: str | None,
+        text_bytes: int,
+        prompt: int = 0,
+    ) -> Shard | None:
+        """Append one document; return the shard if this document filled it.
+
+        `ids` are kept until their batch is written: the caller must not change them.
 
         Raises:
             OverflowError: for an id that does not fit the column.
         """
-        if len(ids) and (int(ids.min()) < 0 or int(ids.max()) > np.iinfo(self._dtype).max):
-            raise OverflowError(f"{document}: an id does not fit {self._dtype.name}")
-        self._rows.append((document, subset, text_bytes, ids.astype(self._dtype)))
+        if ids.dtype != self.dtype:
+            if len(ids) and (int(ids.min()) < 0 or int(ids.max()) > np.iinfo(self.dtype).max):
+                raise OverflowError(f"{document}: an id does not fit {self.dtype.name}")
+            ids = ids.astype(self.dtype)
+        self._rows.append((document, subset, text_bytes, prompt, ids))
         self._tokens_in_rows += len(ids)
         self._tokens_in_shard += len(ids)
+        self._documents_in_shard += 1
         if self._tokens_in_rows >= self._batch_tokens or len(self._rows) >= self._batch_documents:
             self._write_batch()
-        if self._tokens_in_shard >= self._shard_tokens:
-            self._close_shard()
+        return self.close() if self._tokens_in_shard >= self._shard_tokens else None
+
+    def close(self) -> Shard | None:
+        """Complete the shard that was begun and return it; None if there is none."""
+        self._write_batch()
+        if self._sink is None or self._hashing is None:
+            return None
+        hashing, self._sink, self._hashing = self._hashing, None, None
+        self._open.close()  # completes the file, then renames it
+        shard = Shard(
+            file=shard_name(self._next),
+            bytes=hashing.bytes,
+            sha256=hashing.hexdigest(),
+            documents=self._documents_in_shard,
+            tokens=self._tokens_in_shard,
+        )
+        self.files.append(self._folder / shard.file)
+        self._next += 1
+        self._documents_in_shard = self._tokens_in_shard = 0
+        return shard
 
     def _write_batch(self) -> None:
         if not self._rows:
             return
         if self._sink is None:
-            self._path = self._folder / f"shard-{len(self.files):05d}.arrow"
-            partial = self._open.enter_context(replacing(self._path))
-            self._sink = self._open.enter_context(pa.ipc.new_file(str(partial), self._schema))
-        documents, subsets, sizes, ids = zip(*self._rows, strict=True)
+            path = self._folder / shard_name(self._next)
+            partial = self._open.enter_context(replacing(path))
+            stream = self._open.enter_context(partial.open("wb", buffering=0))
+            self._hashing = _Hashing(stream)
+            self._sink = self._open.enter_context(pa.ipc.new_file(self._hashing, self._schema))
+        documents, subsets, sizes, prompts, ids = zip(*self._rows, strict=True)
         offsets = np.zeros(len(ids) + 1, dtype=np.int32)
         np.cumsum([len(i) for i in ids], out=offsets[1:])
+        values = ids[0] if len(ids) == 1 else np.concatenate(ids)
         self._sink.write_batch(
             pa.record_batch(
                 [
                     pa.array(documents, pa.string()),
                     pa.array(subsets, pa.string()),
                     pa.array(sizes, pa.int64()),
-                    pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(ids))),
+                    pa.array(prompts, pa.int32()),
+                    pa.ListArray.from_arrays(offsets, pa.array(values)),
                 ],
                 schema=self._schema,
             )
         )
         self._rows, self._tokens_in_rows = [], 0
 
-    def _close_shard(self) -> None:
-        self._write_batch()
-        if self._sink is not None:
-            self._sink = None
-            self._open.close()  # completes the file, then renames it
-            self.files.append(self._path)
-        self._tokens_in_shard = 0
 
+class _Hashing:
+    """The file that Arrow writes to: hashes and counts what goes through.
 
-class Tokens:
-    """The documents of a tokens artifact; token ids are views of memory-mapped files.
-
-    Attributes:
-        count: documents.
-        total: tokens.
-        lengths: tokens of each document, int64 [count].
-        text_bytes: UTF-8 bytes of each document's text, int64 [count].
+    An IPC file is written from front to back, so that its hash needs no second reading.
     """
 
-    def __init__(self, manifest: Manifest) -> None:
-        names = sorted(f.path for f in manifest.files if f.path.endswith(".arrow"))
-        self._batches: list[pa.RecordBatch] = []
-        for name in names:
-            path = manifest.path(name)
-            try:
-                reader = pa.ipc.open_file(pa.memory_map(str(path)))
-            except (pa.ArrowInvalid, OSError) as error:
-                raise ArtifactError(f"{path} is no Arrow file: {error}") from None
-            self._batches += [reader.get_batch(i) for i in range(reader.num_record_batches)]
-        columns = [batch.column("input_ids") for batch in self._batches]
-        self._values = [column.values.to_numpy(zero_copy_only=True) for column in columns]
-        self._offsets = [column.offsets.to_numpy(zero_copy_only=True) for column in columns]
-        self._first = np.cumsum([0, *(len(column) for column in columns)])
-        self.count = int(self._first[-1])
-        empty = np.empty(0, dtype=np.int64)
-        self.lengths = np.concatenate([empty, *map(np.diff, self._offsets)]).astype(np.int64)
-        self.text_bytes = np.concatenate([empty, *map(_column_of_bytes, self._batches)])
-        self.total = int(self.lengths.sum())
+    closed = False
 
-    @property
-    def ids(self) -> list[str]:
-        """Return the id of every document."""
-        return [i for batch in self._batches for i in batch.column("document").to_pylist()]
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._sha256 = hashlib.sha256()
+        self.bytes = 0
 
-    @property
-    def subsets(self) -> list[str | None]:
-        """Return the subset of every document."""
-        return [s for batch in self._batches for s in batch.column("subset").to_pylist()]
+    def write(self, data: bytes | memoryview) -> int:
+        view = memoryview(data).cast("B")
+        self._sha256.update(view)
+        done = 0
+        while done < len(view):  # a raw file may take less than it is given
+            done += self._stream.write(view[done:])
+        self.bytes += len(view)
+        return len(view)
 
-    def document(self, index: int) -> np.ndarray:
-        """Return the token ids of one document: a read-only view, uint16 or uint32 [length].
+    def flush(self) -> None:
+        """Do nothing: nothing is buffered."""
 
-        Raises:
-            IndexError: if `index` is not in [0, count).
-        """
-        if not 0 <= index < self.count:
-            raise IndexError(f"document {index} of {self.count}")
-        batch = int(np.searchsorted(self._first, index, side="right")) - 1
-        offsets, place = self._offsets[batch], index - int(self._first[batch])
-        return self._values[batch][offsets[place] : offsets[place + 1]]
-
-
-def _column_of_bytes(batch: pa.RecordBatch) -> np.ndarray:
-    return batch.column("bytes").to_numpy(zero_copy_only=True)
+    def hexdigest(self) -> str:
+        return self._sha256.hexdigest()

@@ -1,169 +1,319 @@
-"""Stage `tokenize`: one corpus under one tokenizer, into Arrow shards."""
+"""Stage `tokenize`: one part of a corpus under one tokenizer, into Arrow shards.
 
+A job that is killed, at any point, goes on after its last finished shard; the bytes are those of a
+job that was not. They depend on the part alone, not on how many parts are made at a time.
+"""
+
+import dataclasses
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
+from ropewalk.base.canonical import digest
+from ropewalk.base.manifest import File
+from ropewalk.base.rng import fraction
 from ropewalk.base.stage import Job, StageError
 from ropewalk.data import recall
-from ropewalk.data.documents import Document, Skipped, read_documents
+from ropewalk.data.ahead import ahead
+from ropewalk.data.cuts import Unbroken
+from ropewalk.data.documents import START, Document, Place, Skipped, documents, entries_of
 from ropewalk.data.encoding import LoadedTokenizer, load
-from ropewalk.data.shards import ShardWriter, Tokens
+from ropewalk.data.progress import Progress
+from ropewalk.data.shards import ShardWriter, token_dtype
 from ropewalk.data.spec import DocumentCorpus, RecallCorpus, TokenizeJob
+from ropewalk.data.tally import Tally
+from ropewalk.data.tokens import Tokens
 
-# How much text is handed to the tokenizer at a time; changes no result.
-_BATCH_CHARACTERS = 4_000_000
-_BATCH_DOCUMENTS = 2048
 _PROGRESS_SECONDS = 10.0
+# How much of the text the reference encodes again, and the longest piece of it at a time.
+CHECKED_SHARE = 0.01
+CHECKED_CHARACTERS = 65_536
+_AHEAD_CHARACTERS = 4_000_000  # how much is read before it is needed
+_RECORD_CHARACTERS = 500  # what a record weighs beside its text
 
 
-def work(job: Job) -> tuple[list[Path], dict[str, Any]]:
-    """Write the corpus's documents as token ids.
+@dataclasses.dataclass(frozen=True, slots=True)
+class Encoded:
+    """A document as it is stored."""
+
+    id: str
+    ids: np.ndarray  # of the shards' type, opening and closing tokens included
+    subset: str | None
+    text_bytes: int
+    prompt: int  # leading tokens that are no targets
+    place: Place
+    checked: bool  # by the reference
+
+
+def work(job: Job) -> tuple[list[File], dict[str, Any]]:
+    """Write the part's documents as token ids.
 
     The result counts `documents_in` = `documents` + all of `skipped`; documents beyond a limit are
-    not looked at and count nowhere.
+    not looked at and count nowhere (`limit_reached` says so).
 
     Raises:
-        StageError: if no document is left, an id lies outside the vocabulary, or the tokenizer
-            lacks a token the corpus needs.
+        StageError: if a source file is not what the inventory says, more records are damaged than
+            allowed, an id lies outside the vocabulary, the engine disagrees with the reference, or
+            the tokenizer lacks a token the corpus needs.
     """
     spec: TokenizeJob = job.spec
+    if not 0 <= spec.part < spec.corpus.parts:
+        raise StageError(f"part: {spec.part} of {spec.corpus.parts}: parts count from 0")
     tokenizer = load(job.input("tokenizer"))
-    if spec.bos and tokenizer.bos is None:
-        raise StageError("bos: true, but the tokenizer has no BOS token; set bos: false")
-    for stale in job.folder.glob("shard-*.arrow"):
-        stale.unlink()
-    corpus = spec.corpus
+    progress = Progress(_made(job.folder), _key(job, tokenizer))
+    tally = progress.tally
+    report = _Report(progress, tally)
+    reached = False
     with ShardWriter(
-        job.folder, vocabulary_size=tokenizer.vocabulary_size, shard_tokens=spec.shard_tokens
+        job.folder,
+        vocabulary_size=tokenizer.vocabulary_size,
+        shard_tokens=spec.shard_tokens,
+        first=len(progress.finished),
     ) as writer:
-        tally = _Tally(writer, tokenizer.vocabulary_size)
-        if isinstance(corpus, RecallCorpus):
-            _write_recall(job, corpus, tokenizer, tally)
-        else:
-            _write_documents(job, corpus, tokenizer, tally)
-    if not tally.documents:
-        causes = ", ".join(f"{n} {cause}" for cause, n in sorted(tally.skipped.items()) if n)
-        raise StageError(f"corpus: no document is left{_from(corpus)} ({causes or 'none found'})")
-    tally.report(final=True)
-    return writer.files, {
-        "documents_in": tally.documents + tally.skipped.total(),
-        "documents": tally.documents,
-        "tokens": tally.tokens,
-        "bytes": tally.bytes,
-        "skipped": dict(sorted(tally.skipped.items())),
+        after = progress.start
+        for item in _items(job, tokenizer, progress.start):
+            if _reached(spec, tally):
+                reached = True
+                break
+            if isinstance(item, Skipped):
+                tally.skip(item)
+                if isinstance(spec.corpus, DocumentCorpus):
+                    tally.check_damage(spec.corpus.damaged_limit)
+                continue
+            after = Place(item.place.file, item.place.record + 1)
+            tally.checked += item.checked
+            tally.take(len(item.ids), subset=item.subset, text_bytes=item.text_bytes)
+            shard = writer.add(
+                item.id,
+                item.ids,
+                subset=item.subset,
+                text_bytes=item.text_bytes,
+                prompt=item.prompt,
+            )
+            if shard is not None:
+                progress.record(shard, after, tally)
+            report(tally)
+        shard = writer.close()
+        if shard is not None:
+            progress.record(shard, after, tally)
+    report(tally, final=True)
+    return progress.files, {
+        **tally.facts(),
+        "shards": [shard_facts(entry.shard) for entry in progress.finished],
+        "limit_reached": reached,
         "vocabulary_size": tokenizer.vocabulary_size,
+        "dtype": token_dtype(tokenizer.vocabulary_size).name,
+        "opening": list(tokenizer.opening),
+        "closing": list(tokenizer.closing),
+        "engine": {"name": tokenizer.engine, "version": tokenizer.engine_version},
     }
 
 
-def _from(corpus: DocumentCorpus | RecallCorpus) -> str:
-    if isinstance(corpus, RecallCorpus):
-        return f": corpus.documents is {corpus.documents}"
-    return (
-        f" of split {corpus.split!r} of source {corpus.source!r}; check corpus.split and "
-        f"corpus.minimum_tokens = {corpus.minimum_tokens}"
+def shard_facts(shard: Any, folder: str = "") -> dict[str, Any]:
+    """Return a shard as manifests list it, its file below `folder`."""
+    return {
+        "file": f"{folder}{shard.file}",
+        "sha256": shard.sha256,
+        "documents": shard.documents,
+        "tokens": shard.tokens,
+    }
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _key(job: Job, tokenizer: LoadedTokenizer) -> str:
+    """Return what decides the bytes of this job; shards made under another key are no use."""
+    return digest(
+        {
+            "recipe": job.recipe,
+            "code": job.code,
+            "inputs": {name: manifest.content for name, manifest in job.inputs.items()},
+            "pyarrow": pa.__version__,
+            "engine": [tokenizer.engine, tokenizer.engine_version],
+        }
     )
 
 
-class _Tally:
-    """Counts what is written and says so now and then."""
-
-    def __init__(self, writer: ShardWriter, vocabulary_size: int) -> None:
-        self.documents = self.tokens = self.bytes = 0
-        self.skipped: Counter[str] = Counter()
-        self._writer = writer
-        self._vocabulary_size = vocabulary_size
-        self._started = self._reported = time.monotonic()
-
-    def write(self, name: str, ids: np.ndarray, *, subset: str | None, text_bytes: int) -> None:
-        largest = int(ids.max(initial=0))
-        if largest >= self._vocabulary_size:
-            raise StageError(
-                f"{name}: token id {largest} lies outside the vocabulary of "
-                f"{self._vocabulary_size}; correct tokenizer.vocabulary_size"
-            )
-        self._writer.add(name, ids, subset=subset, text_bytes=text_bytes)
-        self.documents += 1
-        self.tokens += len(ids)
-        self.bytes += text_bytes
-
-    def report(self, *, final: bool = False) -> None:
-        now = time.monotonic()
-        if final or now - self._reported >= _PROGRESS_SECONDS:
-            self._reported = now
-            rate = self.tokens / max(now - self._started, 1e-9)
-            print(
-                f"tokenize: {self.documents} documents, {self.tokens} tokens, "
-                f"{self.skipped.total()} skipped, {rate:.0f} tokens/s",
-                flush=True,
-            )
+def quota(limit: int | None, part: int, parts: int) -> int | None:
+    """Return one part's share of a limit; the shares add up to it."""
+    return None if limit is None else limit * (part + 1) // parts - limit * part // parts
 
 
-def _write_documents(
-    job: Job, corpus: DocumentCorpus, tokenizer: LoadedTokenizer, tally: _Tally
-) -> None:
+def _reached(spec: TokenizeJob, tally: Tally) -> bool:
+    corpus = spec.corpus
+    if isinstance(corpus, RecallCorpus):
+        return False
+    most = quota(corpus.limit_documents, spec.part, corpus.parts)
+    if most is not None and tally.documents >= most:
+        return True
+    most = quota(corpus.limit_tokens, spec.part, corpus.parts)
+    return most is not None and tally.tokens >= most
+
+
+def _items(job: Job, tokenizer: LoadedTokenizer, start: Place) -> Iterator[Encoded | Skipped]:
+    corpus = job.spec.corpus
+    if isinstance(corpus, RecallCorpus):
+        return _recall(job, corpus, tokenizer, start)
+    return _documents(job, corpus, tokenizer, start)
+
+
+def _documents(
+    job: Job, corpus: DocumentCorpus, tokenizer: LoadedTokenizer, start: Place
+) -> Iterator[Encoded | Skipped]:
     spec: TokenizeJob = job.spec
     if spec.source is None:
         raise StageError("tokenize: a corpus of documents needs its source")
-    opening = [tokenizer.bos] if spec.bos else []
-    items = read_documents(corpus, spec.source, job.input("inventory"), spec.folder)
-    for item, ids in _encoded(items, tokenizer):
-        if corpus.limit_documents is not None and tally.documents >= corpus.limit_documents:
-            return
-        if corpus.limit_tokens is not None and tally.tokens >= corpus.limit_tokens:
-            return
-        if isinstance(item, Skipped):
-            tally.skipped[item.cause] += 1
-            continue
-        ids = np.concatenate([np.array(opening, dtype=np.int64), ids])
-        if len(ids) < max(corpus.minimum_tokens, 1):
-            tally.skipped["short"] += 1
-            continue
-        tally.write(item.id, ids, subset=item.subset, text_bytes=len(item.text.encode()))
-        tally.report()
+    entries = entries_of(corpus, job.input("inventory"), spec.part)
+    encode = _Encoder(corpus, tokenizer)
+    items = documents(corpus, spec.source, entries, spec.folder, start)
+    for item in ahead(items, _characters, _AHEAD_CHARACTERS):
+        yield encode(item) if isinstance(item, Document) else item
 
 
-def _encoded(
-    items: Iterable[Document | Skipped], tokenizer: LoadedTokenizer
-) -> Iterator[tuple[Document | Skipped, np.ndarray]]:
-    """Yield every item with its ids (none for skipped ones), in order, encoded in batches."""
-    for batch in _batches(items):
-        texts = [item.text for item in batch if isinstance(item, Document)]
-        encoded = iter(tokenizer.encode_batch(texts))
-        for item in batch:
-            yield item, next(encoded) if isinstance(item, Document) else np.empty(0, np.int64)
+def _characters(item: Document | Skipped) -> int:
+    return _RECORD_CHARACTERS + (len(item.text) if isinstance(item, Document) else 0)
 
 
-def _batches(items: Iterable[Document | Skipped]) -> Iterator[list[Document | Skipped]]:
-    batch: list[Document | Skipped] = []
-    characters = 0
-    for item in items:
-        batch.append(item)
-        characters += len(item.text) if isinstance(item, Document) else 0
-        if characters >= _BATCH_CHARACTERS or len(batch) >= _BATCH_DOCUMENTS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
+class _Encoder:
+    """Turns documents into what is stored, and checks the engine on the way."""
+
+    def __init__(self, corpus: DocumentCorpus, tokenizer: LoadedTokenizer) -> None:
+        self._corpus = corpus
+        self._tokenizer = tokenizer
+        self._dtype = token_dtype(tokenizer.vocabulary_size)
+        self._template: tuple[np.ndarray, np.ndarray] | None = None
+        if corpus.prompt is not None:
+            before, _, after = corpus.prompt.template.partition("{text}")
+            self._template = tokenizer.encode(before), tokenizer.encode(after)
+
+    def __call__(self, item: Document) -> Encoded | Skipped:
+        tokenizer = self._tokenizer
+        try:
+            parts = [tokenizer.encode(item.text)]
+            checked = self._check(item, parts[0])
+            prompt = 0
+            if self._corpus.prompt is not None and self._template is not None:
+                before, after = self._template
+                text = parts[0][: self._corpus.prompt.text_tokens]
+                target = tokenizer.encode(item.target or "")[: self._corpus.prompt.target_tokens]
+                parts = [before, text, after, target]
+                prompt = len(tokenizer.opening) + len(before) + len(text) + len(after)
+        except Unbroken as error:
+            return Skipped(item.id, "unbroken", str(error), item.place)
+        ids = self._stored(item, parts)
+        if len(ids) < max(self._corpus.minimum_tokens, 1):
+            return Skipped(item.id, "short", "", item.place)
+        return Encoded(
+            item.id,
+            ids,
+            item.subset,
+            len(item.text) if item.text.isascii() else len(item.text.encode()),
+            prompt,
+            item.place,
+            checked,
+        )
+
+    def _stored(self, item: Document, parts: list[np.ndarray]) -> np.ndarray:
+        opening, closing = self._tokenizer.opening, self._tokenizer.closing
+        ids = np.empty(sum(map(len, (opening, *parts, closing))), dtype=self._dtype)
+        done = 0
+        for part in (opening, *parts, closing):
+            if isinstance(part, np.ndarray) and len(part):
+                largest = int(part.max())
+                if largest >= self._tokenizer.vocabulary_size:
+                    raise StageError(
+                        f"{item.id}: token id {largest} lies outside the vocabulary of "
+                        f"{self._tokenizer.vocabulary_size}; correct tokenizer.vocabulary_size"
+                    )
+            ids[done : done + len(part)] = part
+            done += len(part)
+        return ids
+
+    def _check(self, item: Document, ids: np.ndarray) -> bool:
+        """Encode a seeded sample of the text again by the reference, at most a piece of a document.
+
+        A long document is more likely to be looked at, so that `CHECKED_SHARE` is of the text.
+
+        Raises:
+            StageError: on the first difference.
+        """
+        tokenizer, text = self._tokenizer, item.text
+        if tokenizer.engine == tokenizer.reference_name:
+            return False
+        pieces = -(-len(text) // CHECKED_CHARACTERS)
+        if fraction(0, "check", item.id) >= CHECKED_SHARE * pieces:
+            return False
+        if pieces > 1:
+            begin = int(fraction(0, "piece", item.id) * (len(text) - CHECKED_CHARACTERS))
+            text = text[begin : begin + CHECKED_CHARACTERS]
+            ids = tokenizer.encode(text)
+        expected = tokenizer.reference(text)
+        if not np.array_equal(ids, expected):
+            same = min(len(ids), len(expected))
+            differs = np.flatnonzero(ids[:same] != expected[:same])
+            place = int(differs[0]) if len(differs) else same
+            raise StageError(
+                f"{item.id}: {tokenizer.engine} {tokenizer.engine_version} gives other token ids "
+                f"than {tokenizer.reference_name}, first at token {place} "
+                f"({ids[place : place + 3].tolist()} for {expected[place : place + 3].tolist()}). "
+                f"Set engine: {tokenizer.reference_name} for this tokenizer, which is slower and "
+                "exact by definition"
+            )
+        return True
 
 
-def _write_recall(
-    job: Job, corpus: RecallCorpus, tokenizer: LoadedTokenizer, tally: _Tally
-) -> None:
+def _recall(
+    job: Job, corpus: RecallCorpus, tokenizer: LoadedTokenizer, start: Place
+) -> Iterator[Encoded]:
     if (tokenizer.bos, tokenizer.eos) != (recall.BOS, recall.MARKER):
         raise StageError(
             f"corpus: recall documents need a tokenizer whose BOS and EOS are {recall.BOS} and "
             f"{recall.MARKER} (one trained here); this one has {tokenizer.bos} and {tokenizer.eos}"
         )
-    spec: TokenizeJob = job.spec
     filler = recall.filler_of(Tokens(job.input("filler")))
-    for index in range(corpus.documents):
+    opening, closing = tokenizer.opening, tokenizer.closing
+    for index in range(start.record, corpus.documents):
         ids = recall.document(corpus, index, filler, tokenizer.reserved)
-        if spec.bos:  # in place of the last token: the length stays what the spec says
-            ids = np.concatenate([[recall.BOS], ids[:-1]])
-        tally.write(f"recall-{index}", ids, subset=None, text_bytes=0)
-        tally.report()
+        # in place of tokens at its end: the length stays what the spec says
+        ids = np.concatenate([opening, ids[: len(ids) - len(opening) - len(closing)], closing])
+        yield Encoded(
+            f"recall-{index}",
+            ids.astype(token_dtype(tokenizer.vocabulary_size)),
+            None,
+            0,
+            0,
+            Place(START.file, index),
+            False,
+        )
+
+
+class _Report:
+    """Says now and then how far the job is."""
+
+    def __init__(self, progress: Progress, tally: Tally) -> None:
+        self._started = self._reported = time.monotonic()
+        self._before = tally.tokens
+        if progress.finished:
+            print(
+                f"tokenize: goes on after {len(progress.finished)} finished shards "
+                f"({tally.documents} documents, {tally.tokens} tokens)",
+                flush=True,
+            )
+
+    def __call__(self, tally: Tally, *, final: bool = False) -> None:
+        now = time.monotonic()
+        if final or now - self._reported >= _PROGRESS_SECONDS:
+            self._reported = now
+            rate = (tally.tokens - self._before) / max(now - self._started, 1e-9)
+            print(
+                f"tokenize: {tally.documents} documents, {tally.tokens} tokens, "
+                f"{tally.skipped.total()} skipped, {rate:.0f} tokens/s",
+                flush=True,
+            )

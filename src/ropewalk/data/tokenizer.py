@@ -3,6 +3,7 @@
 Whatever it came from, the artifact is a folder `AutoTokenizer.from_pretrained` reads.
 """
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from ropewalk.base.files import replacing, write_json
 from ropewalk.base.stage import Job, StageError
-from ropewalk.data.documents import Document, read_documents
-from ropewalk.data.encoding import TOKENIZER
+from ropewalk.data.documents import Document, documents, entries_of
+from ropewalk.data.encoding import TOKENIZER, verdict
+from ropewalk.data.engine import REFERENCE
+from ropewalk.data.imports import CONFIG, SPECIAL_TOKENS, read
+from ropewalk.data.policy import Found, applied, decide, own_way
 from ropewalk.data.spec import ImportedTokenizer, TokenizerJob, TrainedTokenizer
 
 BOS, EOS = "<s>", "</s>"  # ids 0 and 1 of every tokenizer trained here
-CONFIG = "tokenizer_config.json"
-SPECIAL_TOKENS = "special_tokens_map.json"
-# Special tokens by which a bare tokenizer.json is known to open and close documents.
-_KNOWN_BOS = (BOS, "<|begin_of_text|>", "<|endoftext|>")
-_KNOWN_EOS = (EOS, "<|end_of_text|>", "<|endoftext|>")
 
 
 def work(job: Job) -> tuple[list[Path], dict[str, Any]]:
@@ -28,32 +27,31 @@ def work(job: Job) -> tuple[list[Path], dict[str, Any]]:
 
     Raises:
         StageError: if the corpus is too small for the vocabulary, or an imported tokenizer is
-            absent or has other ids than the spec says.
+            absent, has other ids than the spec says, or no clear way with BOS and EOS.
     """
     spec: TokenizerJob = job.spec
     trained_on: dict[str, int] = {}
-    bos: str | None
-    eos: str | None
     if isinstance(spec.tokenizer, TrainedTokenizer):
-        texts = _TrainingTexts(job, spec.tokenizer.training_bytes)
-        reserved = spec.tokenizer.reserved_tokens
-        tokenizer = train(iter(texts), spec.tokenizer.vocabulary_size, reserved)
-        _check_trained(tokenizer, spec.tokenizer, texts)
-        bos, eos = BOS, EOS
-        trained_on = {"training_documents": texts.documents, "training_bytes": texts.bytes}
-        trained_on["reserved_tokens"] = reserved
+        found, trained_on = _trained(job, spec.tokenizer)
     else:
-        tokenizer, bos, eos = _imported(spec.tokenizer)
-        _check_imported(tokenizer, spec.tokenizer)
-    files = _write(job.folder, tokenizer, bos=bos, eos=eos)
+        found = read(spec.tokenizer)
+    own = own_way(found.definition)
+    policy = decide(found, own, bos=spec.tokenizer.bos, eos=spec.tokenizer.eos)
+    tokenizer = Tokenizer.from_str(json.dumps(applied(found.definition, policy, own)))
+    vocabulary_size = _vocabulary_size(tokenizer, spec.tokenizer)
+    files = _write(job.folder, tokenizer, bos=policy.bos, eos=policy.eos)
+    engine = verdict(files[0], reference_only=spec.tokenizer.engine == REFERENCE)
     result = {
-        "vocabulary_size": spec.tokenizer.vocabulary_size,
+        "vocabulary_size": vocabulary_size,
         "tokens": tokenizer.get_vocab_size(with_added_tokens=True),
-        "bos": None if bos is None else tokenizer.token_to_id(bos),
-        "eos": None if eos is None else tokenizer.token_to_id(eos),
+        "bos": None if policy.bos is None else tokenizer.token_to_id(policy.bos),
+        "eos": None if policy.eos is None else tokenizer.token_to_id(policy.eos),
+        "opening": policy.opening,
+        "closing": policy.closing,
+        "engine": engine,
         **trained_on,
     }
-    print(f"tokenizer: {result['tokens']} tokens", flush=True)
+    print(f"tokenizer: {result['tokens']} tokens, engine {engine['name']}", flush=True)
     return files, result
 
 
@@ -76,6 +74,17 @@ def train(texts: Iterator[str], vocabulary_size: int, reserved_tokens: int = 0) 
     return tokenizer
 
 
+def _trained(job: Job, spec: TrainedTokenizer) -> tuple[Found, dict[str, int]]:
+    texts = _TrainingTexts(job, spec.training_bytes)
+    tokenizer = train(iter(texts), spec.vocabulary_size, spec.reserved_tokens)
+    _check_trained(tokenizer, spec, texts)
+    return Found(definition=json.loads(tokenizer.to_str()), bos=BOS, eos=EOS), {
+        "training_documents": texts.documents,
+        "training_bytes": texts.bytes,
+        "reserved_tokens": spec.reserved_tokens,
+    }
+
+
 class _TrainingTexts:
     """The first documents of the corpus, until `training_bytes` are reached; counted."""
 
@@ -89,8 +98,8 @@ class _TrainingTexts:
         spec: TokenizerJob = self._job.spec
         if spec.source is None or spec.corpus is None:
             raise StageError("tokenizer: a trained tokenizer needs a source and a corpus")
-        inventory = self._job.input("inventory")
-        for item in read_documents(spec.corpus, spec.source, inventory, spec.folder):
+        entries = entries_of(spec.corpus, self._job.input("inventory"))
+        for item in documents(spec.corpus, spec.source, entries, spec.folder):
             if self.bytes >= self._limit_bytes:
                 return
             if isinstance(item, Document):
@@ -109,51 +118,16 @@ def _check_trained(tokenizer: Tokenizer, spec: TrainedTokenizer, texts: _Trainin
         )
 
 
-def _imported(spec: ImportedTokenizer) -> tuple[Tokenizer, str | None, str | None]:
-    """Return a tokenizer with the spelling of its BOS and EOS tokens."""
-    if (spec.path is None) == (spec.hub is None):
-        raise StageError("tokenizer: exactly one of path and hub must be given")
-    if spec.path is not None:
-        path = Path(spec.path)
-        file = path / TOKENIZER if path.is_dir() else path
-        if not file.is_file():
-            raise StageError(
-                f"tokenizer.path: {file} does not exist; give a tokenizer.json or a folder with one"
-            )
-        if not (path / CONFIG).is_file():
-            tokenizer = Tokenizer.from_file(str(file))
-            return tokenizer, _known(tokenizer, _KNOWN_BOS), _known(tokenizer, _KNOWN_EOS)
-    from transformers import AutoTokenizer  # costs seconds: not for trained tokenizers
-
-    name = spec.path or spec.hub
-    try:
-        loaded = AutoTokenizer.from_pretrained(
-            name, revision=spec.revision, trust_remote_code=False, use_fast=True
-        )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise StageError(
-            f"tokenizer.{'path' if spec.path else 'hub'}: {name!r} could not be loaded ({reason}); "
-            "without network give tokenizer.path, a folder with tokenizer.json"
-        ) from None
-    backend = getattr(loaded, "backend_tokenizer", None)
-    if backend is None:
-        raise StageError(f"tokenizer: {name!r} has no tokenizer.json; only fast tokenizers work")
-    return backend, loaded.bos_token, loaded.eos_token
-
-
-def _known(tokenizer: Tokenizer, spellings: tuple[str, ...]) -> str | None:
-    return next((s for s in spellings if tokenizer.token_to_id(s) is not None), None)
-
-
-def _check_imported(tokenizer: Tokenizer, spec: ImportedTokenizer) -> None:
-    """An embedding may have more rows than the tokenizer has tokens (padding), never fewer."""
+def _vocabulary_size(tokenizer: Tokenizer, spec: TrainedTokenizer | ImportedTokenizer) -> int:
+    """Return how many ids the model has; more than the tokens (padding), never fewer."""
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values())
-    if largest >= spec.vocabulary_size:
+    asked = spec.vocabulary_size
+    if asked is not None and largest >= asked:
         raise StageError(
-            f"tokenizer.vocabulary_size: {spec.vocabulary_size}, but the tokenizer's largest id is "
-            f"{largest}; set it to the model's vocabulary, at least {largest + 1}"
+            f"tokenizer.vocabulary_size: {asked}, but the tokenizer's largest id is {largest}; set "
+            f"it to the model's vocabulary, at least {largest + 1}"
         )
+    return largest + 1 if asked is None else asked
 
 
 def _write(folder: Path, tokenizer: Tokenizer, *, bos: str | None, eos: str | None) -> list[Path]:

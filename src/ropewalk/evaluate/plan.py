@@ -10,7 +10,7 @@ from ropewalk.base.spec import SpecError
 from ropewalk.base.stage import StageError
 from ropewalk.data import recall
 from ropewalk.data.encoding import LoadedTokenizer
-from ropewalk.data.shards import Tokens
+from ropewalk.data.tokens import Tokens
 from ropewalk.evaluate import perplexity, retrieval
 from ropewalk.evaluate.passkey import Prompts
 from ropewalk.evaluate.retrieval import Trial, Trials

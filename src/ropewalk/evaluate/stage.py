@@ -18,7 +18,7 @@ from ropewalk.base.files import write_json
 from ropewalk.base.manifest import Manifest
 from ropewalk.base.stage import Job, StageError
 from ropewalk.data.encoding import LoadedTokenizer, load
-from ropewalk.data.shards import Tokens
+from ropewalk.data.tokens import Tokens
 from ropewalk.evaluate.plan import Plan, plan
 from ropewalk.evaluate.scorer import Scorer, Scores, score
 from ropewalk.evaluate.spec import EvaluateJob

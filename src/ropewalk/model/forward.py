@@ -27,10 +27,14 @@ def inputs(
     boundaries: Sequence[Sequence[int]],
     position_ids: np.ndarray,
     device: torch.device,
+    targets: np.ndarray | None = None,
 ) -> Inputs:
-    """Put rows on a device with their next-token labels; see `Inputs` for the shapes."""
+    """Put rows on a device with their next-token labels; see `Inputs` for the shapes.
+
+    `targets`, bool [B, T], says which tokens are trained on; None means every one.
+    """
     rows, tokens = input_ids.shape
-    labels = next_token_labels(input_ids, boundaries)
+    labels = next_token_labels(input_ids, boundaries, targets)
     return Inputs(
         input_ids=torch.from_numpy(input_ids).to(device, non_blocking=True),
         labels=torch.from_numpy(labels).to(device, non_blocking=True),

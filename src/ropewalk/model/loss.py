@@ -17,13 +17,20 @@ IGNORED = -100
 CHUNK_LOGITS = 4 * 1024 * 1024  # elements of one chunk of logits: 16 MiB in fp32, fits in caches
 
 
-def next_token_labels(input_ids: np.ndarray, boundaries: Sequence[Sequence[int]]) -> np.ndarray:
+def next_token_labels(
+    input_ids: np.ndarray,
+    boundaries: Sequence[Sequence[int]],
+    targets: np.ndarray | None = None,
+) -> np.ndarray:
     """Return for every token the one to predict, int64 [B, T]; `IGNORED` at ends and in padding.
 
     The first token of a segment is nobody's target: the token before belongs to another document.
+    `targets`, bool [B, T], says which tokens may be one at all; None means every one.
     """
     labels = np.full(input_ids.shape, IGNORED, dtype=np.int64)
     labels[:, :-1] = input_ids[:, 1:]
+    if targets is not None:
+        labels[:, :-1][~targets[:, 1:]] = IGNORED
     for row, ends in enumerate(boundaries):
         labels[row, np.asarray(ends[1:]) - 1] = IGNORED
         labels[row, ends[-1] :] = IGNORED

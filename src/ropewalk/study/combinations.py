@@ -13,7 +13,7 @@ def check_run(
 ) -> None:
     """Add a problem for every setting of a run that does not fit another one of its settings."""
     tokenizer = definitions["tokenizers"].get(run.tokenizer)
-    if tokenizer and tokenizer.vocabulary_size > run.architecture.vocabulary_size:
+    if tokenizer and (tokenizer.vocabulary_size or 0) > run.architecture.vocabulary_size:
         problems.add(
             f"{where}: tokenizer {run.tokenizer!r} has {tokenizer.vocabulary_size} tokens, the "
             f"model's vocabulary_size is {run.architecture.vocabulary_size}"

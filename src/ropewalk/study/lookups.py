@@ -1,6 +1,7 @@
 """What the rules ask of the plan: inputs, arguments, logs and resources by wildcards."""
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping
@@ -84,6 +85,14 @@ class Lookups:
         if rebuilds:
             words += ["--rebuilds", str(rebuilds)]
         return shlex.join(words)
+
+    def wildcards(self) -> dict[str, str]:
+        """Return what each wildcard may be: one folder, for parts lie below the tokens they are of.
+
+        Snakemake lets a wildcard span folders otherwise.
+        """
+        folders = " ".join(stage.folder for stage in STAGES.values())
+        return dict.fromkeys(re.findall(r"{(\w+)}", folders), "[^/]+")
 
     def log(self, stage: str) -> str:
         """Return the log pattern of a stage: beside the results, by stage and wildcards."""

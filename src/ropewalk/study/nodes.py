@@ -11,14 +11,17 @@ from ropewalk.base.manifest import MANIFEST
 from ropewalk.base.spec import SpecError, suggestion
 from ropewalk.data.spec import (
     DocumentCorpus,
+    FileSource,
     InventoryJob,
-    JsonlSource,
     PackJob,
     RecallCorpus,
+    Source,
     TokenizeJob,
     TokenizerJob,
     TrainedTokenizer,
     Windows,
+    gather_job,
+    part_name,
 )
 from ropewalk.evaluate.spec import EvaluateJob, Evaluation
 from ropewalk.report.spec import Accepted, JudgeJob, ReportJob
@@ -107,6 +110,11 @@ class Builder:
             )
         return self.config.locations.get(name)
 
+    def _folder(self, source: Source, name: str) -> str | None:
+        """Return where a source lies on this machine."""
+        location = source.location if isinstance(source, FileSource) else None
+        return self._location(location, f"sources.{name}")
+
     # Data
 
     def inventory(self, source: str, where: str) -> str | None:
@@ -114,8 +122,7 @@ class Builder:
         found = self._named("sources", source, where)
         if found is None:
             return None
-        location = found.location if isinstance(found, JsonlSource) else None
-        job = InventoryJob(source=found, folder=self._location(location, f"sources.{source}"))
+        job = InventoryJob(source=found, folder=self._folder(found, source))
         return self._add("inventory", job, {}, source=source)
 
     def tokenizer(self, name: str, where: str) -> str | None:
@@ -135,12 +142,11 @@ class Builder:
         source = self._named("sources", corpus.source, f"corpora.{found.corpus}.source")
         if source is None:
             return None
-        location = source.location if isinstance(source, JsonlSource) else None
         job = TokenizerJob(
             tokenizer=found,
             source=source,
             corpus=corpus,
-            folder=self._location(location, f"sources.{corpus.source}"),
+            folder=self._folder(source, corpus.source),
         )
         inputs = {"inventory": self.inventory(corpus.source, place)}
         return self._add("tokenizer", job, inputs, tokenizer=name)
@@ -151,25 +157,26 @@ class Builder:
         if found is None:
             return None
         inputs: dict[str, str | None] = {"tokenizer": self.tokenizer(tokenizer, where)}
+        source, place_on_disk = None, None
         if isinstance(found, RecallCorpus):
             place = f"corpora.{corpus}.filler"
             if isinstance(self.definitions["corpora"].get(found.filler), RecallCorpus):
                 self.problems.add(f"{place}: {found.filler!r} is synthetic; name a corpus of text")
                 return None
             inputs["filler"] = self.tokens(found.filler, tokenizer, place)
-            job = TokenizeJob(corpus=found)
         else:
             source = self._named("sources", found.source, f"corpora.{corpus}.source")
             if source is None:
                 return None
-            location = source.location if isinstance(source, JsonlSource) else None
+            place_on_disk = self._folder(source, found.source)
             inputs["inventory"] = self.inventory(found.source, f"corpora.{corpus}.source")
-            job = TokenizeJob(
-                corpus=found,
-                source=source,
-                folder=self._location(location, f"sources.{found.source}"),
-            )
-        return self._add("tokenize", job, inputs, corpus=corpus, tokenizer=tokenizer)
+        names = {"corpus": corpus, "tokenizer": tokenizer}
+        parts: dict[str, str | None] = {}
+        for part in range(found.parts):
+            job = TokenizeJob(corpus=found, part=part, source=source, folder=place_on_disk)
+            number = part_name(part)
+            parts[f"part:{number}"] = self._add("tokenize", job, inputs, **names, part=number)
+        return self._add("gather", gather_job(found), parts, **names)
 
     def windows(self, name: str, length: int, where: str) -> tuple[str | None, dict[str, str]]:
         """Plan windows of one length; return their path and the tokens they point into."""

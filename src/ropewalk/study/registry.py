@@ -7,7 +7,7 @@ documentation are all derived from it.
 import dataclasses
 from typing import Literal
 
-from ropewalk.data.spec import InventoryJob, PackJob, TokenizeJob, TokenizerJob
+from ropewalk.data.spec import GatherJob, InventoryJob, PackJob, TokenizeJob, TokenizerJob
 from ropewalk.evaluate.spec import CheckJob, EvaluateJob
 from ropewalk.report.spec import JudgeJob, ReportJob
 from ropewalk.train.spec import TrainJob
@@ -50,7 +50,7 @@ STAGES: dict[str, Stage] = {
             family="data",
             resource_class="cpu_small",
             folder="data/tokenizers/{tokenizer}",
-            libraries=("tokenizers", "transformers"),
+            libraries=("gigatoken", "sentencepiece", "tokenizers", "transformers"),
             summary="Train a tokenizer on a corpus, or import one.",
         ),
         Stage(
@@ -59,9 +59,19 @@ STAGES: dict[str, Stage] = {
             spec=TokenizeJob,
             family="data",
             resource_class="cpu_large",
+            folder="data/tokens/{corpus}/{tokenizer}/parts/{part}",
+            libraries=("gigatoken", "numpy", "orjson", "pyarrow", "tokenizers"),
+            summary="Turn a part of a corpus into tokens in Arrow shards.",
+        ),
+        Stage(
+            name="gather",
+            entry="ropewalk.data.gather",
+            spec=GatherJob,
+            family="data",
+            resource_class="cpu_small",
             folder="data/tokens/{corpus}/{tokenizer}",
-            libraries=("numpy", "pyarrow", "tokenizers"),
-            summary="Turn a corpus into tokens in Arrow shards.",
+            libraries=(),
+            summary="Put the parts of a corpus together as its tokens.",
         ),
         Stage(
             name="pack",

@@ -5,6 +5,7 @@ from typing import Any
 
 from ropewalk.base.canonical import leaves, plain
 from ropewalk.base.spec import SpecError, suggestion
+from ropewalk.data.spec import part_name
 from ropewalk.study.nodes import Node
 from ropewalk.study.plan import Plan
 from ropewalk.study.provenance import CLASSES, class_of, class_of_definition, inherited_layers
@@ -12,6 +13,7 @@ from ropewalk.study.schema import Study
 
 SECTIONS = ("runs", "evaluations", "data", "checks", "claims", "tables", "decides")
 DATA_STAGES = ("inventory", "tokenizer", "tokenize", "pack")
+FIRST_PART = part_name(0)  # stands for all parts of a corpus: they differ in their number only
 
 
 def resolved(plan: Plan, study: str) -> dict[str, Any]:
@@ -115,8 +117,9 @@ def _data_nodes(plan: Plan, study: str) -> dict[str, dict[str, Node]]:
     found: dict[str, dict[str, Node]] = {}
     for manifest in manifests:
         node = plan.nodes[manifest]
-        if node.stage in DATA_STAGES:
-            found.setdefault(node.stage, {})["/".join(node.wildcards.values())] = node
+        names = [value for key, value in node.wildcards.items() if key != "part"]
+        if node.stage in DATA_STAGES and node.wildcards.get("part", FIRST_PART) == FIRST_PART:
+            found.setdefault(node.stage, {})["/".join(names)] = node
     return found
 
 

@@ -21,7 +21,14 @@ from ropewalk.base.manifest import (
     read_provenance,
 )
 from ropewalk.base.stage import canonical_code, public_version
-from ropewalk.data.spec import PythonSource, Source
+from ropewalk.data.spec import (
+    HubSource,
+    ImportedTokenizer,
+    InventoryJob,
+    PythonSource,
+    Source,
+    TokenizerJob,
+)
 from ropewalk.study.accepted import ACCEPTED, read_accepted
 from ropewalk.study.nodes import Node
 from ropewalk.study.plan import Plan
@@ -95,15 +102,15 @@ class Triggers:
         )
 
     def source(self, node: Node) -> str:
-        """Return a digest of a source's listing, so that changed files rerun its inventory.
+        """Return a digest of the files a stage reads from outside, so that changed ones rerun it.
 
-        Empty for other stages. A folder that is not on this machine counts as unchanged: planning
-        never needs the data.
+        Those of a source for its inventory, those of an imported tokenizer; empty for others. A
+        folder that is not on this machine counts as unchanged: planning never needs the data.
         """
-        if node.stage != "inventory":
+        if node.stage not in ("inventory", "tokenizer"):
             return ""
         if node.manifest not in self._listings:
-            found = listing(node.spec.source, node.spec.folder)
+            found = listing_of(node.spec)
             if not found:
                 seen = read_provenance(self.root / Path(node.manifest).parent) or {}
                 found = str(seen.get("listing", ""))
@@ -185,12 +192,24 @@ def spec_leaves(node: Node) -> dict[str, str]:
     return found | {f"input.{name}": path for name, path in node.inputs.items()}
 
 
+def listing_of(spec: Any) -> str:
+    """Return the listing of what a stage with this spec reads from outside; empty if nothing."""
+    if isinstance(spec, InventoryJob):
+        return listing(spec.source, spec.folder)
+    if isinstance(spec, TokenizerJob) and isinstance(spec.tokenizer, ImportedTokenizer):
+        path = Path(spec.tokenizer.path or "")
+        if spec.tokenizer.path is not None and path.exists():
+            files = sorted(path.iterdir()) if path.is_dir() else [path]
+            return _stats(path if path.is_dir() else path.parent, files)
+    return ""
+
+
 def listing(source: Source, folder: str | None) -> str:
     """Return `files=<digest>` of the names and sizes (and, in folders, times) of a source's files.
 
     Distributions are described by name, version and the rows of RECORD that an inventory reads,
     whose hashes it checks: scripts, whose hashes hold the path of the environment, are no part.
-    Empty for a folder that is not on this machine.
+    Empty for a folder that is not on this machine, and for the hub: a revision says it all.
     """
     if isinstance(source, PythonSource):
         found: list[Any] = []
@@ -202,11 +221,15 @@ def listing(source: Source, folder: str | None) -> str:
                 continue
             found.append([name, distribution.version, _python_rows(distribution)])
         return f"files={digest(found)}"
-    if folder is None or not Path(folder).is_dir():
+    if isinstance(source, HubSource) or folder is None or not Path(folder).is_dir():
         return ""
     patterns = sorted({*source.train, *source.validation, *source.test})
     paths = sorted({path for pattern in patterns for path in Path(folder).glob(pattern)})
-    stats = [(str(p.relative_to(folder)), p.stat()) for p in paths]
+    return _stats(Path(folder), paths)
+
+
+def _stats(folder: Path, paths: list[Path]) -> str:
+    stats = [(str(p.relative_to(folder)), p.stat()) for p in paths if p.is_file()]
     return f"files={digest([[name, s.st_size, s.st_mtime_ns] for name, s in stats])}"
 
 
@@ -236,6 +259,7 @@ __all__ = [
     "UNPINNED",
     "Triggers",
     "listing",
+    "listing_of",
     "read_pins",
     "spec_leaves",
 ]

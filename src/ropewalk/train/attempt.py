@@ -128,7 +128,7 @@ def attempt(given: Assignment, world: World, stop: StopRequest) -> Outcome:
         optimizer_spec=run.optimizer,
         schedule=run.schedule,
         stretches=stretches,
-        batches=_data(run, inputs),
+        batches=_data(run, inputs, stretches),
         objective=model,
         optimizer=optimizer,
         world=world,
@@ -155,7 +155,9 @@ def attempt(given: Assignment, world: World, stop: StopRequest) -> Outcome:
     return outcome
 
 
-def _data(run: Run, inputs: Mapping[str, Manifest]) -> Callable[[Stretch], Loader]:
+def _data(
+    run: Run, inputs: Mapping[str, Manifest], stretches: tuple[Stretch, ...]
+) -> Callable[[Stretch], Loader]:
     tokens = {n.removeprefix("tokens:"): m for n, m in inputs.items() if n.startswith("tokens:")}
 
     def loader(stretch: Stretch) -> Loader:
@@ -169,7 +171,12 @@ def _data(run: Run, inputs: Mapping[str, Manifest]) -> Callable[[Stretch], Loade
                 f"{name} has rows of {windows.length} tokens, the phase's length_tokens is "
                 f"{phase.length_tokens}"
             )
-        return Loader(windows, seed=run.seed, sequences=stretch.sequences)
+        return Loader(
+            windows,
+            seed=run.seed,
+            phase=stretches.index(stretch),
+            sequences=stretch.sequences,
+        )
 
     return loader
 

@@ -40,7 +40,7 @@ class Batches(Protocol):
     """The data of one phase: a pure function of the step."""
 
     def batch(self, step: int, part: tuple[int, int] = ...) -> Batch:
-        """Return the rows that process `part[0]` of `part[1]` reads in a step."""
+        """Return the rows that process `part[0]` of `part[1]` reads in a step of the phase."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,10 +118,16 @@ def _step(
     world, spec = training.world, training.optimizer_spec
     clock = time.monotonic()
     step = progress.step
-    batch = batches.batch(step, (world.rank, world.size))
+    batch = batches.batch(step - stretch.first, (world.rank, world.size))
     positions = position_ids(stretch.phase.positions, stretch.phase.length_tokens)
     passes = [
-        inputs(batch.input_ids[rows], batch.boundaries[rows], positions, world.device)
+        inputs(
+            batch.input_ids[rows],
+            batch.boundaries[rows],
+            positions,
+            world.device,
+            None if batch.targets is None else batch.targets[rows],
+        )
         for rows in forward_rows(stretch, training.run.hardware)
     ]
     # One exchange: the targets of the step, and what any process wants to happen after it.
@@ -129,7 +135,9 @@ def _step(
         sum(p.targets for p in passes), world.first and checkpoint_due, training.stop.pending()
     )
     if targets == 0:
-        raise StageError(f"step {step} has no targets: every segment of its windows is one token")
+        raise StageError(
+            f"step {step} has no targets: every segment of its windows is one token or a prompt"
+        )
 
     fp16 = training.run.numerics.precision == "fp16"
     factor = progress.scale.factor if fp16 else 1.0
