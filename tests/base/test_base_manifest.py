@@ -78,13 +78,24 @@ def test_the_recipe_is_stage_spec_and_recipes_of_the_inputs(tmp_path: Path) -> N
 
 def test_only_the_content_of_inventories_is_in_the_recipe(tmp_path: Path) -> None:
     """Guards against source files that change unnoticed, and against bytes in other identities."""
-    for stage, equal in (("tokenize", True), ("inventory", False)):
+    for stage, equal in (("tokenize", True), ("inventory", False), ("tokenizer", False)):
         a = make(tmp_path / f"{stage}-a", stage=stage, text="one")
         b = make(tmp_path / f"{stage}-b", stage=stage, text="two")
         assert a.recipe == b.recipe
         assert a.content != b.content
         same = recipe_id("x", {}, {"in": a}) == recipe_id("x", {}, {"in": b})
         assert same == equal
+
+
+def test_facts_beside_the_files_of_a_tokenizer_are_no_part_of_what_is_made_with_it(
+    tmp_path: Path,
+) -> None:
+    """Guards against trainings that an upgrade of an engine with equal tokens would orphan."""
+    for stage, equal in (("tokenizer", True), ("inventory", False)):
+        a = make(tmp_path / f"{stage}-a", stage=stage, result={"engine": "1"})
+        b = make(tmp_path / f"{stage}-b", stage=stage, result={"engine": "2"})
+        assert a.content != b.content
+        assert (recipe_id("x", {}, {"in": a}) == recipe_id("x", {}, {"in": b})) == equal
 
 
 def edit(folder: Path, key: str, value: Any) -> None:

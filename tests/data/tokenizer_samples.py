@@ -4,19 +4,23 @@ import base64
 import contextlib
 import functools
 import io
+import itertools
 import json
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import sentencepiece
+from data_samples import Chain, Run
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
+from ropewalk.base.manifest import Manifest
 from ropewalk.data.ranks import from_ranks
 from ropewalk.data.shape import LLAMA3, alphabet
+from ropewalk.data.spec import ImportedTokenizer, TokenizerJob
 from ropewalk.data.spm import from_sentencepiece
 from ropewalk.data.tokenizer import train
 
@@ -135,6 +139,8 @@ PARTS = (
     ],
 )
 
+UNREACHABLE = "zqzqz"  # a token of the ranks that no two other tokens make: only as a whole word
+
 texts = st.lists(
     st.one_of(
         st.sampled_from(PARTS),
@@ -193,6 +199,7 @@ def write_ranks(file: Path) -> dict[bytes, int]:
     values = {letter: byte for byte, letter in enumerate(alphabet())}
     spelled = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     ranks = {bytes(values[c] for c in token): rank for rank, (token, _) in enumerate(spelled)}
+    ranks[UNREACHABLE.encode()] = len(ranks)
     file.write_bytes(
         b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items())
     )
@@ -261,3 +268,59 @@ def _silent() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+def bare(folder: Path, definition: dict[str, Any], **config: Any) -> Path:
+    """Write a tokenizer.json, with a tokenizer_config.json if there is anything to say."""
+    folder.mkdir(exist_ok=True)
+    (folder / "tokenizer.json").write_text(json.dumps(definition))
+    if config:
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def template(before: list[str], after: list[str]) -> dict[str, Any]:
+    """Return a post-processor that puts tokens of `byte_level` around a text."""
+    ids = {"<s>": 0, "</s>": 1, "<reserved-0>": 2}
+
+    def tokens(names: list[str]) -> list[dict[str, Any]]:
+        return [{"SpecialToken": {"id": name, "type_id": 0}} for name in names]
+
+    single = [*tokens(before), {"Sequence": {"id": "A", "type_id": 0}}, *tokens(after)]
+    return {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": [*single, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {n: {"id": n, "ids": [i], "tokens": [n]} for n, i in ids.items()},
+    }
+
+
+Import = Callable[..., Manifest]
+
+
+def importer(run: Run) -> Import:
+    """Return a function that imports a tokenizer: `imported(path, bos=True)`."""
+    numbers = itertools.count()
+
+    def imported(path: Path, **settings: Any) -> Manifest:
+        tokenizer = ImportedTokenizer(path=str(path), **settings)
+        name = f"imported-{next(numbers)}"
+        return run("tokenizer", TokenizerJob(tokenizer=tokenizer), name)
+
+    return imported
+
+
+def form_of(form: str, chain: Chain, folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Return the path of a tokenizer in one of the forms, and what the spec says besides."""
+    if form == "folder":
+        return chain.tokenizer.folder, {}
+    if form == "file":
+        return bare(folder, neox()) / "tokenizer.json", {}
+    if form == "sentencepiece":
+        (folder / "tokenizer.model").write_bytes(sentencepiece_model())
+        return folder, {}
+    write_ranks(folder / "tokenizer.model")
+    return folder, {"scheme": "llama3"}
+
+
+FORMS = ("folder", "file", "sentencepiece", "ranks")

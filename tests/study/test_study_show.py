@@ -129,7 +129,7 @@ def test_data_settings_have_the_class_of_their_definition(tmp_path: Path) -> Non
     assert classes["data.pack.plain/16.length_tokens"] == "assumed"
     assert classes["data.tokenize.train/bpe.shard_tokens"] == "assumed"
     assert classes["data.tokenizer.bpe.tokenizer.bos"] == "assumed"
-    assert {name for name in shown["data"]["tokenize"]} == {"train/bpe", "test/bpe"}
+    assert set(shown["data"]["tokenize"]) == {"train/bpe", "test/bpe"}
     assert shown["data"]["pack"]["plain/32"]["windows"]["mixture"] == [
         {"corpus": "train", "weight": 1.0}
     ]

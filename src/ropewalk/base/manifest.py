@@ -49,7 +49,7 @@ class Manifest:
     """What a stage left behind."""
 
     stage: str
-    recipe: str  # H(stage, spec, recipes of inputs, content of inventories and tokenizers)
+    recipe: str  # see `recipe_id`: what this is
     content: str  # H(files, result): which bytes came out
     spec: Mapping[str, Any]
     inputs: Mapping[str, Mapping[str, str]]  # name -> {recipe, content}
@@ -65,15 +65,21 @@ class Manifest:
 
 
 def recipe_id(stage: str, spec: Any, inputs: Mapping[str, Manifest]) -> str:
-    """Return H(stage, spec slice, recipe ids of the inputs, content of inventories and tokenizers).
+    """Return H(stage, spec slice, recipe ids of the inputs, what inventories and tokenizers hold).
 
-    These two bring in files that no recipe describes.
+    These two bring in files that no recipe describes: an inventory is its content, a tokenizer is
+    its files (what else its manifest says, such as the version of an engine, changes no token).
     """
-    parents = {
-        name: [m.recipe, m.content if m.stage in ("inventory", "tokenizer") else ""]
-        for name, m in inputs.items()
-    }
+    parents = {name: [m.recipe, _held(m)] for name, m in inputs.items()}
     return digest({"stage": stage, "spec": plain(spec, identity=True), "inputs": parents})
+
+
+def _held(manifest: Manifest) -> str:
+    if manifest.stage == "inventory":
+        return manifest.content
+    if manifest.stage == "tokenizer":
+        return digest([[file.path, file.sha256] for file in manifest.files])
+    return ""
 
 
 def write_manifest(

@@ -1,6 +1,7 @@
 """The documents of a corpus, one after another, in an order that depends on the spec alone."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -99,9 +100,10 @@ def documents(
         one = single(source, entry)
         wanted = None if corpus.sample is None else choose.sampler(entry, one)
         also = () if corpus.prompt is None else (corpus.prompt.target_field,)
-        for record in records(source, entry, folder, first=first, wanted=wanted, also=also):
-            identifier = entry.path if one else f"{entry.path}:{record.number}"
-            yield choose(record, identifier, entry, Place(number, record.number))
+        # `map` lets go of a record when it hands it on, where a loop would hold it while the next
+        # one is read; both may have hundreds of megabytes.
+        found = records(source, entry, folder, first=first, wanted=wanted, also=also)
+        yield from map(functools.partial(choose, number, entry, one), found)
 
 
 class _Choice:
@@ -128,10 +130,9 @@ class _Choice:
 
         return wanted
 
-    def __call__(
-        self, record: Record, identifier: str, entry: Entry, place: Place
-    ) -> Document | Skipped:
-        fields = record.fields
+    def __call__(self, file: int, entry: Entry, one: bool, record: Record) -> Document | Skipped:
+        identifier = entry.path if one else f"{entry.path}:{record.number}"
+        place, fields = Place(file, record.number), record.fields
         if fields is None:
             if record.damage is None:
                 return Skipped(identifier, "not_sampled", "", place)

@@ -143,6 +143,10 @@ def _vocabulary_texts(definition: Mapping[str, Any], reference: Tokenizer) -> It
         words = reference.decode_batch([[i] for i in ids[start : start + 500]])
         yield "".join(words)
         yield "x ".join(words)
+    added = [token["content"] for token in definition.get("added_tokens") or ()]
+    for start in range(0, len(added), 500):
+        for between in ("", " ", "a", "1 \n"):
+            yield between.join(added[start : start + 500])
 
 
 def _resident_bytes() -> int:

@@ -26,11 +26,10 @@ class Batch:
     boundaries: list[tuple[int, ...]]  # per row: cumulative ends of its segments, (0, ..., n <= T)
     targets: np.ndarray | None  # bool [B, T]: tokens that are trained on; None: all
     rows: np.ndarray  # int64 [B]: which windows these are
-    numbers: np.ndarray  # int64 [B]: of the sequences in the phase; what else is drawn for a row is
-    # addressed by it
+    numbers: np.ndarray  # int64 [B]: which sequences of the phase; the address of further draws
     offsets: np.ndarray | None
-    # int64 [B], policy `per_document`: where in its document each row begins, see
-    # `Windows.document`; None for other policies
+    # int64 [B]: where in its document each row of policy `per_document` begins (the whole document
+    # is `Windows.document(row)`); None for other policies
 
 
 class Loader:
@@ -69,7 +68,7 @@ class Loader:
         if not 0 <= rank < world or step < 0:
             raise ValueError(f"step {step}, rank {rank} of {world}: rank must lie in [0, world)")
         first = step * self.sequences
-        rows = self._dealt(first)[rank::world]
+        rows = self._dealt(first)[rank::world].copy()
         numbers = np.arange(first + rank, first + self.sequences, world)
         offsets = None
         if self.windows.policy == "per_document":

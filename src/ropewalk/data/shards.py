@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from ropewalk.base.files import replacing
+from ropewalk.data import arrow
 
 # A record batch is written when it holds this much: bounded memory, few batches to open.
 BATCH_TOKENS = 1 << 20
@@ -163,11 +164,11 @@ class ShardWriter:
         self._sink.write_batch(
             pa.record_batch(
                 [
-                    pa.array(documents, pa.string()),
-                    pa.array(subsets, pa.string()),
-                    pa.array(sizes, pa.int64()),
-                    pa.array(prompts, pa.int32()),
-                    pa.ListArray.from_arrays(offsets, pa.array(values)),
+                    arrow.strings(documents),
+                    arrow.strings(subsets),
+                    arrow.numbers(np.array(sizes, dtype=np.int64)),
+                    arrow.numbers(np.array(prompts, dtype=np.int32)),
+                    pa.ListArray.from_arrays(arrow.numbers(offsets), arrow.numbers(values)),
                 ],
                 schema=self._schema,
             )

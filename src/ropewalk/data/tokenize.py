@@ -33,6 +33,7 @@ _PROGRESS_SECONDS = 10.0
 CHECKED_SHARE = 0.01
 CHECKED_CHARACTERS = 65_536
 _AHEAD_CHARACTERS = 4_000_000  # how much is read before it is needed
+_PIECE_CHARACTERS = 1_000_000
 _RECORD_CHARACTERS = 500  # what a record weighs beside its text
 
 
@@ -94,6 +95,7 @@ def work(job: Job) -> tuple[list[File], dict[str, Any]]:
                 text_bytes=item.text_bytes,
                 prompt=item.prompt,
             )
+            del item  # it need not lie beside the next one, which may be as large
             if shard is not None:
                 progress.record(shard, after, tally)
             report(tally)
@@ -173,8 +175,8 @@ def _documents(
     entries = entries_of(corpus, job.input("inventory"), spec.part)
     encode = _Encoder(corpus, tokenizer)
     items = documents(corpus, spec.source, entries, spec.folder, start)
-    for item in ahead(items, _characters, _AHEAD_CHARACTERS):
-        yield encode(item) if isinstance(item, Document) else item
+    # `map` does not hold a document while the next one is read, as a loop would
+    yield from map(encode, ahead(items, _characters, _AHEAD_CHARACTERS))
 
 
 def _characters(item: Document | Skipped) -> int:
@@ -193,7 +195,9 @@ class _Encoder:
             before, _, after = corpus.prompt.template.partition("{text}")
             self._template = tokenizer.encode(before), tokenizer.encode(after)
 
-    def __call__(self, item: Document) -> Encoded | Skipped:
+    def __call__(self, item: Document | Skipped) -> Encoded | Skipped:
+        if isinstance(item, Skipped):
+            return item
         tokenizer = self._tokenizer
         try:
             parts = [tokenizer.encode(item.text)]
@@ -214,7 +218,7 @@ class _Encoder:
             item.id,
             ids,
             item.subset,
-            len(item.text) if item.text.isascii() else len(item.text.encode()),
+            _utf8_bytes(item.text),
             prompt,
             item.place,
             checked,
@@ -267,6 +271,14 @@ class _Encoder:
                 "exact by definition"
             )
         return True
+
+
+def _utf8_bytes(text: str) -> int:
+    """Return the length in UTF-8, without a second copy of a long text."""
+    if text.isascii():
+        return len(text)
+    pieces = range(0, len(text), _PIECE_CHARACTERS)
+    return sum(len(text[begin : begin + _PIECE_CHARACTERS].encode()) for begin in pieces)
 
 
 def _recall(

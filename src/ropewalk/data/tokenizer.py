@@ -13,10 +13,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from ropewalk.base.files import replacing, write_json
 from ropewalk.base.stage import Job, StageError
 from ropewalk.data.documents import Document, documents, entries_of
-from ropewalk.data.encoding import TOKENIZER, verdict
+from ropewalk.data.encoding import TOKENIZER, as_reference, verdict
 from ropewalk.data.engine import REFERENCE
 from ropewalk.data.imports import CONFIG, SPECIAL_TOKENS, read
-from ropewalk.data.policy import Found, applied, decide, own_way
+from ropewalk.data.policy import Found, Policy, applied, decide, own_way
 from ropewalk.data.spec import ImportedTokenizer, TokenizerJob, TrainedTokenizer
 
 BOS, EOS = "<s>", "</s>"  # ids 0 and 1 of every tokenizer trained here
@@ -38,6 +38,7 @@ def work(job: Job) -> tuple[list[Path], dict[str, Any]]:
     own = own_way(found.definition)
     policy = decide(found, own, bos=spec.tokenizer.bos, eos=spec.tokenizer.eos)
     tokenizer = Tokenizer.from_str(json.dumps(applied(found.definition, policy, own)))
+    _check_spelled_out(tokenizer, policy)
     vocabulary_size = _vocabulary_size(tokenizer, spec.tokenizer)
     files = _write(job.folder, tokenizer, bos=policy.bos, eos=policy.eos)
     engine = verdict(files[0], reference_only=spec.tokenizer.engine == REFERENCE)
@@ -116,6 +117,17 @@ def _check_trained(tokenizer: Tokenizer, spec: TrainedTokenizer, texts: _Trainin
             f"bytes of {texts.documents} documents of corpus {spec.corpus!r} give {found} tokens "
             "(258 at least); change vocabulary_size or raise training_bytes"
         )
+
+
+def _check_spelled_out(tokenizer: Tokenizer, policy: Policy) -> None:
+    """A text that spells out BOS or EOS must not hold it."""
+    reading = as_reference(Tokenizer.from_str(tokenizer.to_str()))
+    for token in filter(None, (policy.bos, policy.eos)):
+        if tokenizer.token_to_id(token) in reading.encode(token, add_special_tokens=False).ids:
+            raise StageError(
+                f"tokenizer: a text with {token!r} would hold the special token of that name, as "
+                "if a document began or ended there"
+            )
 
 
 def _vocabulary_size(tokenizer: Tokenizer, spec: TrainedTokenizer | ImportedTokenizer) -> int:

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from ropewalk.base.files import replacing
 from ropewalk.base.manifest import ArtifactError, Manifest
+from ropewalk.data import arrow
 from ropewalk.data.packing import Cut, ranges
 from ropewalk.data.tokens import Files, Tokens
 
@@ -40,26 +41,13 @@ def write_index(file: Path, cuts: Sequence[tuple[Cut, np.ndarray]]) -> None:
         for corpus, (cut, begins) in enumerate(cuts):
             begin = begins[cut.document]
             begin += cut.start
-            columns = [_array(column) for column in (cut.document, cut.start, cut.length, begin)]
+            columns = [
+                arrow.numbers(column) for column in (cut.document, cut.start, cut.length, begin)
+            ]
             pieces = pa.StructArray.from_arrays(columns, fields=list(PIECE))
-            rows = pa.LargeListArray.from_arrays(_array(cut.offsets), pieces)
-            corpora = _array(np.full(cut.count, corpus, dtype=np.int32))
+            rows = pa.LargeListArray.from_arrays(arrow.numbers(cut.offsets), pieces)
+            corpora = arrow.numbers(np.full(cut.count, corpus, dtype=np.int32))
             sink.write_batch(pa.record_batch([corpora, rows], schema=SCHEMA))
-
-
-# `pa.array` and `to_numpy` import pandas, which takes longer than packing a small corpus.
-
-
-def _array(values: np.ndarray) -> pa.Array:
-    """Return an Arrow array over int32 or int64 values."""
-    kind = {4: pa.int32(), 8: pa.int64()}[values.itemsize]
-    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
-
-
-def _values(array: pa.Array) -> np.ndarray:
-    """Return a view of an Arrow array of int32 or int64 values without nulls."""
-    dtype = np.dtype(f"i{array.type.bit_width // 8}")
-    return np.frombuffer(array.buffers()[1], dtype, len(array), array.offset * dtype.itemsize)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,7 +71,7 @@ class Rows:
     # documents.
     targets: np.ndarray | None
     # bool [B, T]: tokens that are training targets, which those of a prompt are not. None where no
-    # document of the windows has a prompt: all are.
+    # token of the windows belongs to a prompt: all are.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -99,7 +87,7 @@ class _Corpus:
 
 
 class Windows:
-    """The windows of a `pack` artifact over memory-mapped tokens.
+    """The windows of a `pack` artifact: a mapped index over the shards; for one thread at a time.
 
     Attributes:
         count: windows; they are numbered from 0, corpus by corpus.
@@ -121,12 +109,12 @@ class Windows:
         for index, name in enumerate(names):
             _check_made_from(manifest, name, tokens)
             pieces = reader.get_batch(index).column("pieces")
-            columns = {field.name: _values(pieces.values.field(field.name)) for field in PIECE}
+            columns = {field.name: arrow.view(pieces.values.field(field.name)) for field in PIECE}
             corpus = _Corpus(
                 name=name,
                 tokens=Tokens(tokens[name], self._files),
                 prompted=manifest.result["by_corpus"][name]["prompt_tokens"] > 0,
-                offsets=_values(pieces.offsets),
+                offsets=arrow.view(pieces.offsets),
                 **columns,
             )
             self._corpora.append(corpus)

@@ -50,7 +50,7 @@ STAGES: dict[str, Stage] = {
             family="data",
             resource_class="cpu_small",
             folder="data/tokenizers/{tokenizer}",
-            libraries=("gigatoken", "sentencepiece", "tokenizers", "transformers"),
+            libraries=("gigatoken", "sentencepiece", "tokenizers"),
             summary="Train a tokenizer on a corpus, or import one.",
         ),
         Stage(
