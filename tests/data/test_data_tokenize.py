@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from ropewalk.base.manifest import Manifest
 from ropewalk.base.stage import StageError
-from ropewalk.data import tokenize
+from ropewalk.data import checking
 from ropewalk.data.encoding import LoadedTokenizer
 from ropewalk.data.spec import DocumentCorpus, GovReport, InventoryJob, JsonlSource, Prompt
 from ropewalk.data.tokens import Tokens
@@ -94,10 +94,16 @@ def test_a_share_of_the_text_is_encoded_again(run: Run, chain: Chain, tmp_path: 
     made = corpus_of(run, chain, tmp_path / "raw", 3000)
     assert made.result["engine"]["name"] == "gigatoken"
     assert made.result["documents"] == 3001
-    assert 10 < made.result["checked_documents"] < 60  # expected: 30 and a bit
+    assert 5 < made.result["checked_documents"] < 40  # expected: 15, the first, perhaps the long
 
 
 @pytest.mark.parametrize("which", ["short", "long"])
+def test_every_shard_has_a_document_that_was_checked(chain: Chain) -> None:
+    """Guards against shards that the sample passes by."""
+    made = chain.tokens("small-shards", shard_tokens=1)
+    assert len(made.files) == made.result["documents"] == made.result["checked_documents"]
+
+
 def test_the_first_difference_from_the_reference_stops_the_job(
     run: Run, chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
 ) -> None:
@@ -110,12 +116,15 @@ def test_the_first_difference_from_the_reference_stops_the_job(
             ids[4] += 1
         return ids
 
-    monkeypatch.setattr(tokenize, "CHECKED_SHARE", 1.0)
+    monkeypatch.setattr(checking, "CHECKED_SHARE", 1.0)
     monkeypatch.setattr(LoadedTokenizer, "encode", wrong)
     with pytest.raises(StageError, match=r"a\.jsonl:\d+: gigatoken .* gives other") as caught:
         corpus_of(run, chain, tmp_path / "raw", 20)
     assert "first at token 4" in str(caught.value)
     assert "engine: tokenizers" in str(caught.value)
+    made = chain.inventory.folder.parent / "check-tokens/parts/00000"
+    assert not (made / "manifest.json").exists()
+    assert (made / "progress.jsonl").read_text().count("\n") == 1  # no shard counts as finished
 
 
 def test_the_reference_alone_gives_the_same_tokens(run: Run, chain: Chain, tmp_path: Path) -> None:
@@ -139,7 +148,7 @@ def test_ids_outside_the_vocabulary_stop_the_job(
         ids[-1] = 400
         return ids
 
-    monkeypatch.setattr(tokenize, "CHECKED_SHARE", 0.0)
+    monkeypatch.setattr(checking, "CHECKED_SHARE", 0.0)
     monkeypatch.setattr(LoadedTokenizer, "encode", wrong)
     with pytest.raises(StageError, match=r"a\.jsonl:0: token id 400 .* vocabulary of 400"):
         corpus_of(run, chain, tmp_path / "raw", 3)

@@ -10,6 +10,7 @@ its own folder.
 import ast
 import functools
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = "ropewalk"
@@ -69,7 +70,7 @@ def _read(file: Path, _modified_ns: int) -> tuple[str, tuple[str, ...], tuple[st
     tree = ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
     imports: list[str] = []
     data_files: tuple[str, ...] = ()
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         if isinstance(node, ast.Import):
             imports += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -92,8 +93,20 @@ def _absolute(file: Path, node: ast.ImportFrom) -> str:
     return ".".join([*folder.parts, *([node.module] if node.module else [])])
 
 
+def _statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """Yield the module and every statement in it, at any depth; expressions hold none."""
+    pending: list[ast.AST] = [tree]
+    while pending:
+        node = pending.pop()
+        yield node
+        for name in ("body", "orelse", "handlers", "finalbody", "cases"):
+            inner = getattr(node, name, None)
+            if isinstance(inner, list):  # an expression such as a lambda has one body, no list
+                pending += inner
+
+
 def _without_docstrings(tree: ast.Module) -> ast.Module:
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             continue
         first = node.body[0] if node.body else None

@@ -15,10 +15,10 @@ import pyarrow as pa
 
 from ropewalk.base.canonical import digest
 from ropewalk.base.manifest import File
-from ropewalk.base.rng import fraction
 from ropewalk.base.stage import Job, StageError
 from ropewalk.data import recall
 from ropewalk.data.ahead import ahead
+from ropewalk.data.checking import Checker
 from ropewalk.data.cuts import Unbroken
 from ropewalk.data.documents import START, Document, Place, Skipped, documents, entries_of
 from ropewalk.data.encoding import LoadedTokenizer, load
@@ -29,9 +29,6 @@ from ropewalk.data.tally import Tally
 from ropewalk.data.tokens import Tokens
 
 _PROGRESS_SECONDS = 10.0
-# How much of the text the reference encodes again, and the longest piece of it at a time.
-CHECKED_SHARE = 0.01
-CHECKED_CHARACTERS = 65_536
 _AHEAD_CHARACTERS = 4_000_000  # how much is read before it is needed
 _PIECE_CHARACTERS = 1_000_000
 _RECORD_CHARACTERS = 500  # what a record weighs beside its text
@@ -69,14 +66,17 @@ def work(job: Job) -> tuple[list[File], dict[str, Any]]:
     tally = progress.tally
     report = _Report(progress, tally)
     reached = False
-    with ShardWriter(
-        job.folder,
-        vocabulary_size=tokenizer.vocabulary_size,
-        shard_tokens=spec.shard_tokens,
-        first=len(progress.finished),
-    ) as writer:
+    with (
+        Checker(tokenizer) as checker,
+        ShardWriter(
+            job.folder,
+            vocabulary_size=tokenizer.vocabulary_size,
+            shard_tokens=spec.shard_tokens,
+            first=len(progress.finished),
+        ) as writer,
+    ):
         after = progress.start
-        for item in _items(job, tokenizer, progress.start):
+        for item in _items(job, tokenizer, checker, progress.start):
             if _reached(spec, tally):
                 reached = True
                 break
@@ -97,9 +97,11 @@ def work(job: Job) -> tuple[list[File], dict[str, Any]]:
             )
             del item  # it need not lie beside the next one, which may be as large
             if shard is not None:
+                checker.settle()
                 progress.record(shard, after, tally)
             report(tally)
         shard = writer.close()
+        checker.settle()
         if shard is not None:
             progress.record(shard, after, tally)
     report(tally, final=True)
@@ -159,21 +161,22 @@ def _reached(spec: TokenizeJob, tally: Tally) -> bool:
     return most is not None and tally.tokens >= most
 
 
-def _items(job: Job, tokenizer: LoadedTokenizer, start: Place) -> Iterator[Encoded | Skipped]:
+def _items(
+    job: Job, tokenizer: LoadedTokenizer, checker: Checker, start: Place
+) -> Iterator[Encoded | Skipped]:
     corpus = job.spec.corpus
     if isinstance(corpus, RecallCorpus):
         return _recall(job, corpus, tokenizer, start)
-    return _documents(job, corpus, tokenizer, start)
+    return _documents(job, corpus, _Encoder(corpus, tokenizer, checker), start)
 
 
 def _documents(
-    job: Job, corpus: DocumentCorpus, tokenizer: LoadedTokenizer, start: Place
+    job: Job, corpus: DocumentCorpus, encode: "_Encoder", start: Place
 ) -> Iterator[Encoded | Skipped]:
     spec: TokenizeJob = job.spec
     if spec.source is None:
         raise StageError("tokenize: a corpus of documents needs its source")
     entries = entries_of(corpus, job.input("inventory"), spec.part)
-    encode = _Encoder(corpus, tokenizer)
     items = documents(corpus, spec.source, entries, spec.folder, start)
     # `map` does not hold a document while the next one is read, as a loop would
     yield from map(encode, ahead(items, _characters, _AHEAD_CHARACTERS))
@@ -184,10 +187,13 @@ def _characters(item: Document | Skipped) -> int:
 
 
 class _Encoder:
-    """Turns documents into what is stored, and checks the engine on the way."""
+    """Turns documents into what is stored, and has some of them checked on the way."""
 
-    def __init__(self, corpus: DocumentCorpus, tokenizer: LoadedTokenizer) -> None:
+    def __init__(
+        self, corpus: DocumentCorpus, tokenizer: LoadedTokenizer, checker: Checker
+    ) -> None:
         self._corpus = corpus
+        self._checker = checker
         self._tokenizer = tokenizer
         self._dtype = token_dtype(tokenizer.vocabulary_size)
         self._template: tuple[np.ndarray, np.ndarray] | None = None
@@ -201,7 +207,7 @@ class _Encoder:
         tokenizer = self._tokenizer
         try:
             parts = [tokenizer.encode(item.text)]
-            checked = self._check(item, parts[0])
+            checked = self._checker.look(item, parts[0])
             prompt = 0
             if self._corpus.prompt is not None and self._template is not None:
                 before, after = self._template
@@ -239,38 +245,6 @@ class _Encoder:
             ids[done : done + len(part)] = part
             done += len(part)
         return ids
-
-    def _check(self, item: Document, ids: np.ndarray) -> bool:
-        """Encode a seeded sample of the text again by the reference, at most a piece of a document.
-
-        A long document is more likely to be looked at, so that `CHECKED_SHARE` is of the text.
-
-        Raises:
-            StageError: on the first difference.
-        """
-        tokenizer, text = self._tokenizer, item.text
-        if tokenizer.engine == tokenizer.reference_name:
-            return False
-        pieces = -(-len(text) // CHECKED_CHARACTERS)
-        if fraction(0, "check", item.id) >= CHECKED_SHARE * pieces:
-            return False
-        if pieces > 1:
-            begin = int(fraction(0, "piece", item.id) * (len(text) - CHECKED_CHARACTERS))
-            text = text[begin : begin + CHECKED_CHARACTERS]
-            ids = tokenizer.encode(text)
-        expected = tokenizer.reference(text)
-        if not np.array_equal(ids, expected):
-            same = min(len(ids), len(expected))
-            differs = np.flatnonzero(ids[:same] != expected[:same])
-            place = int(differs[0]) if len(differs) else same
-            raise StageError(
-                f"{item.id}: {tokenizer.engine} {tokenizer.engine_version} gives other token ids "
-                f"than {tokenizer.reference_name}, first at token {place} "
-                f"({ids[place : place + 3].tolist()} for {expected[place : place + 3].tolist()}). "
-                f"Set engine: {tokenizer.reference_name} for this tokenizer, which is slower and "
-                "exact by definition"
-            )
-        return True
 
 
 def _utf8_bytes(text: str) -> int:
