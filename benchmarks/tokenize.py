@@ -4,9 +4,11 @@
     python benchmarks/tokenize.py --json --path PILE --tokenizer 20B_tokenizer.json \
         --peers-python OTHER_ENVIRONMENT/bin/python
 
-Every turn runs each arm once, as a whole process with as many workers as there are cores, from
-compressed text to ids on disk. Only ropewalk's ids are also checked against the reference, hashed
-and counted. Without --path, the corpus is made of the Python sources of installed packages.
+Every turn runs each arm once, as a whole process with as many workers as help it, from compressed
+text to ids on disk. Only ropewalk's ids are also checked against the reference, hashed and counted.
+It finds its tokenizer artifact made, as the peers find a tokenizer.json; `new_tokenizer_seconds` is
+the first use of a tokenizer, which compares the engine with the reference on the whole vocabulary.
+Without --path, the corpus is made of the Python sources of installed packages.
 """
 
 if __name__ == "tokenize":  # found in the place of the standard library's module of that name
@@ -33,6 +35,7 @@ from pathlib import Path
 from common import machine, ratio, significant, take_turns
 
 HERE = Path(__file__).resolve().parent
+OWN, NEW = "ropewalk", "new tokenizer"
 PEERS = ("datasets", "datatrove", "litdata", "tokenizers")
 
 
@@ -72,10 +75,10 @@ def measure(options: argparse.Namespace, work: Path) -> dict:
         return used[peer][-1]["seconds"]
 
     installed = [peer for peer in options.peers if _installed(options.peers_python, peer)]
-    arms = {peer: (lambda peer=peer: arm(peer)) for peer in ("ropewalk", *installed)}
+    arms = {peer: (lambda peer=peer: arm(peer)) for peer in (NEW, OWN, *installed)}
     times = take_turns(arms, options.turns)
-    own = used["ropewalk"][-1]
-    median = statistics.median(times["ropewalk"])
+    own = used[OWN][-1]
+    median = statistics.median(times[OWN])
     found = {
         "benchmark": "tokenize",
         "machine": machine("gigatoken", "numpy", "orjson", "pyarrow", "tokenizers"),
@@ -83,15 +86,17 @@ def measure(options: argparse.Namespace, work: Path) -> dict:
         "documents": own["documents"],
         "text_bytes": own["bytes"],
         "tokens": own["tokens"],
-        "processes": options.processes,
+        "peers_processes": options.processes,
         "turns": options.turns,
         "engine": own["engine"],
         "seconds": significant(median),
         "tokens_per_second": significant(own["tokens"] / median),
-        "peak_memory_mb": max(run["memory_mb"] for run in used["ropewalk"]),
+        "seconds_range": [significant(min(times[OWN])), significant(max(times[OWN]))],
+        "new_tokenizer_seconds": significant(statistics.median(times[NEW])),
+        "peak_memory_mb": max(run["memory_mb"] for run in used[OWN]),
     }
     for peer in installed:
-        ratios = ratio(times["ropewalk"], times[peer])
+        ratios = ratio(times[OWN], times[peer])
         median = statistics.median(times[peer])
         found |= {
             f"ratio_vs_{peer}": ratios["median"],
@@ -108,16 +113,25 @@ def measure(options: argparse.Namespace, work: Path) -> dict:
 
 
 def _run(
-    peer: str, path: Path, tokenizer: Path, out: Path, options: argparse.Namespace
+    peer: str,
+    path: Path,
+    tokenizer: Path,
+    out: Path,
+    options: argparse.Namespace,
+    parts: int = 1,
 ) -> dict[str, float]:
     """Run one arm as a process of its own; return seconds, memory and what it made."""
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
+    out = out / (OWN if peer == NEW else peer)
+    keep = "tokenizer" if peer == OWN else ""
+    for old in out.iterdir() if out.is_dir() else ():
+        if old.name != keep:
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+    out.mkdir(parents=True, exist_ok=True)
     given = [str(path), str(tokenizer), str(out), str(options.processes)]
-    if peer == "ropewalk":
+    if peer in (OWN, NEW):
         command = [sys.executable, "-m", "ropewalk.cli", "tokenize", "--source", "pile"]
         command += ["--path", given[0], "--tokenizer", given[1], "--out", given[2], "--no-bos"]
-        command += ["--parts", str(options.processes), "--processes", str(options.processes)]
+        command += ["--parts", str(parts)]
     else:
         script = HERE / "tokenize_peers.py"
         command = [options.peers_python, "-P", str(script), peer, *given]
@@ -131,7 +145,7 @@ def _run(
     if process.returncode:
         raise SystemExit(f"{peer} failed: {' '.join(command)}\n{printed[-2000:]}")
     measured = {"seconds": elapsed, "memory_mb": round(usage.ru_maxrss / 1024, 1)}
-    if peer != "ropewalk":
+    if peer not in (OWN, NEW):
         return {**measured, "tokens": int(printed.split()[-1])}
     manifest = json.loads((out / "manifest.json").read_text())
     special = len(manifest["opening"]) + len(manifest["closing"])
@@ -149,10 +163,12 @@ def _growth(
     for file in sorted((path / "train").glob("*.jsonl.zst")):
         for copy in range(times):
             shutil.copyfile(file, copies / "train" / f"{copy:02d}-{file.name}")
-    found = _run("ropewalk", copies, tokenizer, work / "out", options)
+    parts = 1 if times == 1 else options.processes
+    found = _run(OWN, copies, tokenizer, work / "out", options, parts)
     shutil.rmtree(copies)
     return {
         "times": times,
+        "parts": parts,
         "tokens": found["tokens"],
         "seconds": significant(found["seconds"]),
         "tokens_per_second": significant(found["tokens"] / found["seconds"]),

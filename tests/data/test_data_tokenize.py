@@ -97,13 +97,13 @@ def test_a_share_of_the_text_is_encoded_again(run: Run, chain: Chain, tmp_path: 
     assert 5 < made.result["checked_documents"] < 40  # expected: 15, the first, perhaps the long
 
 
-@pytest.mark.parametrize("which", ["short", "long"])
 def test_every_shard_has_a_document_that_was_checked(chain: Chain) -> None:
     """Guards against shards that the sample passes by."""
     made = chain.tokens("small-shards", shard_tokens=1)
     assert len(made.files) == made.result["documents"] == made.result["checked_documents"]
 
 
+@pytest.mark.parametrize("which", ["short", "long"])
 def test_the_first_difference_from_the_reference_stops_the_job(
     run: Run, chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
 ) -> None:
