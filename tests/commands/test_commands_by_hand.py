@@ -141,7 +141,7 @@ def test_the_same_command_again_does_no_work(
     out = tmp_path / "out"
     assert tokenize(pile, tokenizer, out, "--split", "validation") == 0
     capsys.readouterr()
-    assert tokenize(pile, tokenizer, out, "--split", "validation") == 0
+    assert tokenize(pile, tokenizer, out, "--split", "val") == 0  # as the Pile calls it
     assert capsys.readouterr().out.count("stands as it is") == 4
     content = tokenizer.read_text()
     tokenizer.write_text(content.replace("<|endoftext|>", "<|end|>"))

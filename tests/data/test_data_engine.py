@@ -228,7 +228,7 @@ def write(folder: Path, definition: dict[str, Any]) -> Path:
             lambda d: (
                 d | {"added_tokens": [*d["added_tokens"], {**d["added_tokens"][0], **OVERLAPPING}]}
             ),
-            "can overlap special token '<s>'",
+            "can overlap special token '</s>'",
         ),
     ],
 )

@@ -107,7 +107,7 @@ def test_transformers_reproduces_the_evaluated_loss(tiny: Project, run: str) -> 
 
 def documents(folder: Path) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
-    for shard in sorted(folder.glob("*.arrow")):
+    for shard in sorted(folder.rglob("*.arrow")):
         with pa.memory_map(str(shard)) as source:
             table = pa.ipc.open_file(source).read_all()
         for name, ids in zip(table["document"], table["input_ids"], strict=True):

@@ -145,13 +145,13 @@ TABLE: list[tuple[str, Edit, set[str], str]] = [
     (
         "the vocabulary of the tokenizer",
         lambda p: p.edit("papers/shared.yaml", "vocabulary_size: 512,", "vocabulary_size: 500,"),
-        {"tokenizer", "tokenize", "pack", *EVERYTHING_TRAINED},
+        {"tokenizer", "tokenize", "gather", "pack", *EVERYTHING_TRAINED},
         "spec.tokenizer.vocabulary_size=500",
     ),
     (
         "a file of the corpus",
         edit_corpus_file,
-        {"inventory", "tokenizer", "tokenize", "pack", *EVERYTHING_TRAINED},
+        {"inventory", "tokenizer", "tokenize", "gather", "pack", *EVERYTHING_TRAINED},
         "files=",
     ),
 ]  # fmt: skip
@@ -233,7 +233,7 @@ def test_tampered_intermediate_is_made_again(project: Project) -> None:
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
     jobs, text = project.planned()
-    assert ("tokenize", "corpus=python-tiny-train, tokenizer=bpe-512") in jobs
+    assert ("tokenize", "corpus=python-tiny-train, tokenizer=bpe-512, part=00000") in jobs
     assert "tokenizer" not in rules(jobs)
     assert "rebuilds=1" in text
     why = project.run("ropewalk", "why", folder).stdout

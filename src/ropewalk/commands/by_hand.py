@@ -33,6 +33,7 @@ from ropewalk.data.spec import (
 
 Run = Callable[[str, Any, Path, dict[str, Path]], Manifest]
 _KINDS = {kind.kind: kind for kind in get_args(Source) if kind is not PythonSource}
+_SPLITS = {"val": "validation", "dev": "validation"}
 _ALIASES = {"hub": HubSource.kind, "proof-pile": "proof_pile", "pg-19": "pg19"}
 
 
@@ -45,7 +46,13 @@ def add_tokenize(command: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--source", metavar="KIND", help=f"layout of the documents: {', '.join(_KINDS)}")
     add("--path", type=Path, help="the folder they lie in")
-    add("--split", choices=SPLITS, default="train", help="which split (default: train)")
+    add(
+        "--split",
+        choices=SPLITS,
+        type=lambda name: _SPLITS.get(name, name),
+        default="train",
+        help="which split (default: train); val and dev are validation",
+    )
     add("--files", action="append", metavar="GLOB", help="files of the split, below --path; repeat")
     add("--name", help="of a data set on the hub: organisation/name")
     add("--revision", help="of it: a commit")

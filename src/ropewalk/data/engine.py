@@ -125,7 +125,7 @@ def _differing(shape: Shape) -> Iterable[int]:
 
 def _refuse_overlaps(added: Iterable[Mapping[str, Any]]) -> None:
     """Where a special and another added token could overlap, the reference looks for both first."""
-    special = {token["content"] for token in added if token["special"]}
+    special = sorted({token["content"] for token in added if token["special"]})
     for token in (t["content"] for t in added if not t["special"]):
         for other in special:
             if token in other or other in token or _joined(token, other) or _joined(other, token):
