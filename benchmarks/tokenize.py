@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--peers", nargs="*", default=PEERS, choices=PEERS)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--times", type=int, default=1, help="measure on so many copies of it")
     parser.add_argument(
         "--growth", type=int, nargs="*", default=[1, 4, 16], help="times the corpus"
     )
@@ -68,10 +69,14 @@ def measure(options: argparse.Namespace, work: Path) -> dict:
     if path is None or tokenizer is None:
         path, tokenizer = _made(work)
     path, tokenizer = path.resolve(), tokenizer.resolve()
+    original = path
+    if options.times > 1:
+        path = _copies(path, work / "corpus-copies", options.times)
+    parts = 1 if options.times == 1 else options.processes
     used: dict[str, list[dict]] = {}
 
     def arm(peer: str) -> float:
-        used.setdefault(peer, []).append(_run(peer, path, tokenizer, work / "out", options))
+        used.setdefault(peer, []).append(_run(peer, path, tokenizer, work / "out", options, parts))
         return used[peer][-1]["seconds"]
 
     installed = [peer for peer in options.peers if _installed(options.peers_python, peer)]
@@ -83,6 +88,8 @@ def measure(options: argparse.Namespace, work: Path) -> dict:
         "benchmark": "tokenize",
         "machine": machine("gigatoken", "numpy", "orjson", "pyarrow", "tokenizers"),
         "corpus": "the given one" if options.path else "Python sources of installed packages",
+        "times": options.times,
+        "parts": parts,
         "documents": own["documents"],
         "text_bytes": own["bytes"],
         "tokens": own["tokens"],
@@ -108,7 +115,7 @@ def measure(options: argparse.Namespace, work: Path) -> dict:
     missing = sorted(set(options.peers) - set(installed))
     if missing:
         found["peers_not_installed"] = missing
-    found["growth"] = [_growth(times, path, tokenizer, work, options) for times in options.growth]
+    found["growth"] = [_growth(times, original, tokenizer, work, options) for times in options.growth]
     return found
 
 
@@ -158,11 +165,7 @@ def _growth(
     times: int, path: Path, tokenizer: Path, work: Path, options: argparse.Namespace
 ) -> dict[str, float]:
     """Measure the same corpus several times over, once each: cost should grow no faster."""
-    copies = work / f"copies-{times}"
-    (copies / "train").mkdir(parents=True, exist_ok=True)
-    for file in sorted((path / "train").glob("*.jsonl.zst")):
-        for copy in range(times):
-            shutil.copyfile(file, copies / "train" / f"{copy:02d}-{file.name}")
+    copies = _copies(path, work / f"copies-{times}", times)
     parts = 1 if times == 1 else options.processes
     found = _run(OWN, copies, tokenizer, work / "out", options, parts)
     shutil.rmtree(copies)
@@ -174,6 +177,15 @@ def _growth(
         "tokens_per_second": significant(found["tokens"] / found["seconds"]),
         "peak_memory_mb": found["memory_mb"],
     }
+
+
+def _copies(path: Path, copies: Path, times: int) -> Path:
+    """Lay out the training files several times over."""
+    (copies / "train").mkdir(parents=True)
+    for file in sorted((path / "train").glob("*.jsonl.zst")):
+        for copy in range(times):
+            shutil.copyfile(file, copies / "train" / f"{copy:02d}-{file.name}")
+    return copies
 
 
 def _installed(python: str, peer: str) -> str | None:
