@@ -115,7 +115,9 @@ def measure(options: argparse.Namespace, work: Path) -> dict:
     missing = sorted(set(options.peers) - set(installed))
     if missing:
         found["peers_not_installed"] = missing
-    found["growth"] = [_growth(times, original, tokenizer, work, options) for times in options.growth]
+    found["growth"] = [
+        _growth(times, original, tokenizer, work, options) for times in options.growth
+    ]
     return found
 
 
