@@ -7,7 +7,6 @@ job that was not. They depend on the part alone, not on how many parts are made 
 import dataclasses
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from ropewalk.data.cuts import Unbroken
 from ropewalk.data.documents import START, Document, Place, Skipped, documents, entries_of
 from ropewalk.data.encoding import LoadedTokenizer, load
 from ropewalk.data.progress import Progress
-from ropewalk.data.shards import ShardWriter, token_dtype
+from ropewalk.data.shards import Shard, ShardWriter, token_dtype
 from ropewalk.data.spec import DocumentCorpus, RecallCorpus, TokenizeJob
 from ropewalk.data.tally import Tally
 from ropewalk.data.tokens import Tokens
@@ -62,7 +61,7 @@ def work(job: Job) -> tuple[list[File], dict[str, Any]]:
     if not 0 <= spec.part < spec.corpus.parts:
         raise StageError(f"part: {spec.part} of {spec.corpus.parts}: parts count from 0")
     tokenizer = load(job.input("tokenizer"))
-    progress = Progress(_made(job.folder), _key(job, tokenizer))
+    progress = Progress(job.folder, _key(job, tokenizer))
     tally = progress.tally
     report = _Report(progress, tally)
     reached = False
@@ -107,7 +106,7 @@ def work(job: Job) -> tuple[list[File], dict[str, Any]]:
     report(tally, final=True)
     return progress.files, {
         **tally.facts(),
-        "shards": [shard_facts(entry.shard) for entry in progress.finished],
+        "shards": [_facts(entry.shard) for entry in progress.finished],
         "limit_reached": reached,
         "vocabulary_size": tokenizer.vocabulary_size,
         "dtype": token_dtype(tokenizer.vocabulary_size).name,
@@ -117,19 +116,14 @@ def work(job: Job) -> tuple[list[File], dict[str, Any]]:
     }
 
 
-def shard_facts(shard: Any, folder: str = "") -> dict[str, Any]:
-    """Return a shard as manifests list it, its file below `folder`."""
+def _facts(shard: Shard) -> dict[str, Any]:
+    """Return a shard as manifests list it."""
     return {
-        "file": f"{folder}{shard.file}",
+        "file": shard.file,
         "sha256": shard.sha256,
         "documents": shard.documents,
         "tokens": shard.tokens,
     }
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def _key(job: Job, tokenizer: LoadedTokenizer) -> str:
