@@ -4,7 +4,18 @@ import dataclasses
 from typing import Literal
 
 from ropewalk.base.canonical import EXECUTION
-from ropewalk.model.spec import Architecture, NaturalPositions, Numerics, PlainRope, Positions, Rope
+from ropewalk.model.spec import (
+    Architecture,
+    DynamicNtkRope,
+    LogScaledRope,
+    NaturalPositions,
+    Numerics,
+    PlainRope,
+    PosePositions,
+    Positions,
+    Rope,
+    StringRope,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,6 +67,29 @@ class Phase:
             raise ValueError("exactly one of steps and tokens must be given")
         if self.length_tokens < 2:
             raise ValueError(f"length_tokens {self.length_tokens} is below 2")
+        frequencies = self.rope.frequencies if isinstance(self.rope, LogScaledRope) else self.rope
+        if isinstance(frequencies, StringRope | DynamicNtkRope):
+            raise ValueError(
+                f"rope.kind {frequencies.kind!r} is a method of inference; a phase trains with one "
+                "whose angles do not depend on the length that is read"
+            )
+        if self.context_tokens < self.length_tokens:
+            raise ValueError(
+                f"positions.target_tokens {self.context_tokens} is below length_tokens "
+                f"{self.length_tokens}: every token needs a position of its own"
+            )
+        if isinstance(self.positions, PosePositions) and self.positions.chunks > self.length_tokens:
+            raise ValueError(
+                f"positions.chunks {self.positions.chunks} is more than length_tokens "
+                f"{self.length_tokens}: a chunk has at least one token"
+            )
+
+    @property
+    def context_tokens(self) -> int:
+        """Return the window that the phase's positions reach."""
+        if isinstance(self.positions, NaturalPositions):
+            return self.length_tokens
+        return self.positions.target_tokens
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,7 +134,10 @@ class Hardware:
     nodes: int = 1
     sequences_per_forward: int | None = None  # per process; None: as many as the step gives it
     recompute_activations: bool = False
+    compile: bool = False  # each decoder block by torch.compile
     checkpoint_every_seconds: int = 600
+    checkpoints_kept: int = 2
+    checkpoint_in_background: bool | None = None  # while training goes on; None: on GPUs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
