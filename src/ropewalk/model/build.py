@@ -2,32 +2,28 @@
 
 One path for one process and for many: an empty model on the meta device, sharded if asked, given
 memory, filled tensor by tensor. transformers' `rope_parameters` is read once in the constructor and
-meta initialisation leaves rotary buffers uninitialised, so the rotary module is made afresh on the
-CPU from a complete config, and compared with the formula in `rope`.
+meta initialisation leaves rotary buffers uninitialised, so the rotary module is made afresh (`rotary`).
 """
 
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch.distributed.tensor import DTensor, Shard
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from ropewalk.base.stage import StageError
 from ropewalk.model import numerics as numerics_
 from ropewalk.model.attention import IMPLEMENTATIONS
 from ropewalk.model.config import architecture_of, config, rope_of
-from ropewalk.model.rope import inverse_frequencies
-from ropewalk.model.spec import Architecture, Numerics, Rope
+from ropewalk.model.rotary import set_rope
+from ropewalk.model.spec import Architecture, Numerics, PlainRope, Rope
 from ropewalk.model.weights import Source, files
 
 
-def empty(architecture: Architecture, rope: Rope, numerics: Numerics) -> PreTrainedModel:
+def empty(architecture: Architecture, numerics: Numerics) -> PreTrainedModel:
     """Return a model without memory, on the meta device: to be sharded, then materialised."""
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config(architecture, rope),
+            config(architecture, PlainRope()),  # `materialise` gives it its rope
             attn_implementation=IMPLEMENTATIONS[numerics.attention],
             dtype=torch.float32,
         )
@@ -70,7 +66,7 @@ def build(
         StageError: if the device cannot do the numerics or the source has other tensors.
     """
     numerics_.check(numerics, device)
-    model = empty(architecture, rope, numerics)
+    model = empty(architecture, numerics)
     materialise(model, architecture, rope, device, source)
     return model.train()
 
@@ -119,40 +115,3 @@ def _first_row(parameter: DTensor) -> int:
     mesh = parameter.device_mesh
     rows_per_process = -(-parameter.shape[0] // mesh.size())  # as torch.chunk cuts
     return min(mesh.get_local_rank() * rows_per_process, parameter.shape[0])
-
-
-def set_rope(
-    model: PreTrainedModel,
-    architecture: Architecture,
-    rope: Rope,
-    *,
-    length_tokens: int | None = None,
-) -> None:
-    """Give a built model another rope: a new rotary module, and the config that says so.
-
-    The module is made by its own constructor, so that a reloaded export has the same angles to the
-    bit, and checked against the formula, so that a key transformers ignores cannot go unnoticed.
-
-    Raises:
-        StageError: if transformers' frequencies are not those of the formula, or not fp32.
-    """
-    complete = config(architecture, rope, length_tokens=length_tokens)
-    base: Any = model.base_model
-    device = next(model.parameters()).device
-    with torch.device("cpu"):
-        rotary = type(base.rotary_emb)(complete)
-    expected = inverse_frequencies(architecture, rope)
-    found = rotary.inv_freq
-    if found.dtype != torch.float32 or rotary.attention_scaling != 1.0:
-        raise StageError(
-            f"rotary frequencies are {found.dtype}, scaled by {rotary.attention_scaling}; "
-            "they must be torch.float32, scaled by 1.0"
-        )
-    if not np.allclose(found.numpy(), expected, rtol=1e-5, atol=0):
-        raise StageError(
-            f"transformers computes rotary frequencies {found.tolist()} for {rope}; "
-            f"the formula gives {expected.tolist()}"
-        )
-    base.rotary_emb = rotary.to(device)
-    model.config.rope_parameters = complete.rope_parameters
-    model.config.max_position_embeddings = complete.max_position_embeddings

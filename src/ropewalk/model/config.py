@@ -1,13 +1,36 @@
-"""Between our specs and transformers' configs, both ways."""
+"""Between our specs and transformers' configs, both ways.
 
+A config written here carries one key of ours, `ropewalk`: the rope by its name and what it starts
+from, which transformers' `rope_parameters` do not keep (static NTK becomes another base there).
+"""
+
+import dataclasses
 from typing import Any
 
 from transformers import GPTNeoXConfig, LlamaConfig, PreTrainedConfig
 
-from ropewalk.base.spec import SpecError
+from ropewalk.base.canonical import plain
+from ropewalk.base.spec import SpecError, decode
 from ropewalk.base.stage import StageError
 from ropewalk.model.rope import rope_parameters
-from ropewalk.model.spec import Architecture, LinearRope, PlainRope, Rope
+from ropewalk.model.spec import (
+    Architecture,
+    DynamicNtkRope,
+    LinearRope,
+    Llama3Rope,
+    PlainRope,
+    Rope,
+    YarnRope,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Written:
+    """What the key `ropewalk` of a config.json says."""
+
+    rope: Rope
+    rope_base: float  # before the rope changed it
+    context_tokens: int  # the pretraining window
 
 
 def config(
@@ -40,6 +63,13 @@ def config(
         "eos_token_id": eos,
         "pad_token_id": None,
         "dtype": "float32",
+        "ropewalk": plain(
+            Written(
+                rope=rope,
+                rope_base=architecture.rope_base,
+                context_tokens=architecture.context_tokens,
+            )
+        ),
     }
     if architecture.family == "llama":
         if architecture.rotary_share != 1.0:
@@ -85,7 +115,9 @@ def architecture_of(found: Any) -> Architecture:
                 f"config.json: {key} is {getattr(found, key)!r}; ropewalk builds {family} models "
                 f"with {expected!r} only"
             )
-    return Architecture(
+    parameters = found.rope_parameters
+    window = parameters.get("original_max_position_embeddings", found.max_position_embeddings)
+    described = Architecture(
         family=family,
         layers=found.num_hidden_layers,
         hidden=found.hidden_size,
@@ -93,12 +125,18 @@ def architecture_of(found: Any) -> Architecture:
         kv_heads=getattr(found, "num_key_value_heads", None),
         ffn=found.intermediate_size,
         vocabulary_size=found.vocab_size,
-        context_tokens=found.max_position_embeddings,
-        rope_base=float(found.rope_parameters["rope_theta"]),
-        rotary_share=float(found.rope_parameters.get("partial_rotary_factor", 1.0)),
+        context_tokens=window,
+        rope_base=float(parameters["rope_theta"]),
+        rotary_share=float(parameters.get("partial_rotary_factor", 1.0)),
         norm_epsilon=found.rms_norm_eps if family == "llama" else found.layer_norm_eps,
         tied_embeddings=found.tie_word_embeddings,
         init_std=found.initializer_range,
+    )
+    written = _written(found)
+    if written is None:
+        return described
+    return dataclasses.replace(
+        described, rope_base=written.rope_base, context_tokens=written.context_tokens
     )
 
 
@@ -106,16 +144,48 @@ def rope_of(found: Any) -> Rope:
     """Return the rope a transformers config describes.
 
     Raises:
-        StageError: for a rope type that ropewalk has no method for.
+        StageError: for a rope type that ropewalk has no method for, or a config whose
+            `rope_parameters` are not those of its own rope.
     """
     parameters = found.rope_parameters
+    written = _written(found)
+    if written is not None:
+        expected = rope_parameters(architecture_of(found), written.rope)
+        if {key: parameters.get(key) for key in expected} != expected:
+            raise StageError(
+                f"config.json: rope_parameters {parameters} are not those of the rope it was "
+                f"written with, {expected}; put them back, or remove the key 'ropewalk' from "
+                "config.json to have them read as they are"
+            )
+        return written.rope
     match parameters["rope_type"]:
         case "default":
             return PlainRope()
         case "linear":
             return LinearRope(factor=float(parameters["factor"]))
+        case "dynamic":
+            return DynamicNtkRope(factor=float(parameters["factor"]))
+        case "yarn" if parameters.get("truncate", True) and not parameters.get("mscale_all_dim"):
+            return YarnRope(
+                factor=float(parameters["factor"]),
+                beta_fast=float(parameters.get("beta_fast") or 32),
+                beta_slow=float(parameters.get("beta_slow") or 1),
+                attention_factor=parameters.get("attention_factor"),
+            )
+        case "llama3":
+            return Llama3Rope(
+                factor=float(parameters["factor"]),
+                low_frequency_factor=float(parameters["low_freq_factor"]),
+                high_frequency_factor=float(parameters["high_freq_factor"]),
+                original_tokens=int(parameters["original_max_position_embeddings"]),
+            )
         case other:
             raise StageError(
-                f"config.json: rope_parameters.rope_type {other!r} is not one of "
-                "'default', 'linear'"
+                f"config.json: rope_parameters.rope_type {other!r} as {parameters} is not one of "
+                "'default', 'linear', 'dynamic', 'yarn' (with truncate, without mscale), 'llama3'"
             )
+
+
+def _written(found: Any) -> Written | None:
+    data = getattr(found, "ropewalk", None)
+    return None if data is None else decode(Written, data, ("config.json", "ropewalk"))

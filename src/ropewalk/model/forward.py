@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,11 +56,18 @@ def hidden(
     `input_ids` is int64 [B, T]; `boundaries` has per row the cumulative segment ends (0, ...),
     None means one segment per row; `position_ids` is int64 [1 or B, T], None means 0, 1, 2, ...
     """
+    rows, tokens = input_ids.shape
     if not isinstance(boundaries, Segments):
-        rows, tokens = input_ids.shape
         boundaries = segments(boundaries, rows, tokens, input_ids.device)
-    states: torch.Tensor = model.base_model(
-        input_ids=input_ids, position_ids=position_ids, use_cache=False, segments=boundaries
+    if position_ids is None:
+        position_ids = torch.arange(tokens, device=input_ids.device)[None]
+    base: Any = model.base_model
+    states: torch.Tensor = base(
+        input_ids=input_ids,
+        position_ids=position_ids,
+        use_cache=False,
+        segments=boundaries,
+        **base.rotary_emb.attention(position_ids),
     ).last_hidden_state
     return states
 

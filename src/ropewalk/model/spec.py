@@ -76,7 +76,7 @@ class LinearRope:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NtkRope:
-    """Static NTK: a base such that the slowest pair is `factor` times slower (PoSE, section 3.1)."""
+    """Static NTK: a base that makes the slowest pair `factor` times slower (PoSE, section 3.1)."""
 
     kind: Literal["ntk"] = "ntk"
     factor: float
@@ -116,6 +116,25 @@ class YarnRevisedRope:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Llama3Rope:
+    """As Llama 3.1 was trained: slow pairs interpolated, fast ones kept, a ramp in turns."""
+
+    kind: Literal["llama3"] = "llama3"
+    factor: float
+    low_frequency_factor: float = 1.0  # turns within `original_tokens`
+    high_frequency_factor: float = 4.0
+    original_tokens: int
+
+    def __post_init__(self) -> None:
+        _check_factor(self.factor)
+        if not 0 < self.low_frequency_factor < self.high_frequency_factor:
+            raise ValueError(
+                f"low_frequency_factor {self.low_frequency_factor} must lie between 0 and "
+                f"high_frequency_factor {self.high_frequency_factor}"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DynamicNtkRope:
     """NTK whose base grows with the length that is read; for inference only."""
 
@@ -127,7 +146,14 @@ class DynamicNtkRope:
 
 
 Frequencies = (
-    PlainRope | BaseRope | LinearRope | NtkRope | YarnRope | YarnRevisedRope | DynamicNtkRope
+    PlainRope
+    | BaseRope
+    | LinearRope
+    | NtkRope
+    | YarnRope
+    | YarnRevisedRope
+    | Llama3Rope
+    | DynamicNtkRope
 )
 
 

@@ -33,7 +33,7 @@ def adopt(run: Run, folder: Path | None, tokenizer: Manifest, final: Path) -> in
     found = source(run, folder)
     shapes = {
         name: parameter.shape
-        for name, parameter in empty(run.architecture, PlainRope(), run.numerics).named_parameters()
+        for name, parameter in empty(run.architecture, run.numerics).named_parameters()
     }
     found.check(shapes)
     if folder is None or not isinstance(found, Files):

@@ -26,21 +26,28 @@ def objective(
     world: World,
     *,
     recompute_activations: bool = False,
+    compile: bool = False,  # noqa: A002
 ) -> Objective:
     """Return the model with its loss, on this process's device, with weights from `source`.
+
+    With `compile`, each decoder block is compiled by itself: all blocks share one compilation,
+    which takes seconds where the whole model takes minutes; FSDP's hooks stay between blocks.
 
     Raises:
         StageError: if the device cannot do the numerics or the source has other tensors.
     """
     numerics_.check(numerics, world.device)
-    model = empty(architecture, rope, numerics)
+    model = empty(architecture, numerics)
     root = Objective(model)
+    base: Any = model.base_model
+    if compile:
+        for layer in base.layers:
+            layer.compile()
     if world.mesh is not None:
         # Parameters are gathered as fp32 and cast by autocast, as on one process: sending bf16
         # would halve the traffic, but round norms and embeddings and make the numbers depend on
         # how many processes there are.
         policy = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
-        base: Any = model.base_model
         for layer in base.layers:
             fully_shard(layer, mesh=world.mesh, mp_policy=policy)
         fully_shard(root, mesh=world.mesh, mp_policy=policy)
