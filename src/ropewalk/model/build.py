@@ -2,7 +2,7 @@
 
 One path for one process and for many: an empty model on the meta device, sharded if asked, given
 memory, filled tensor by tensor. transformers' `rope_parameters` is read once in the constructor and
-meta initialisation leaves rotary buffers uninitialised, so the rotary module is made afresh (`rotary`).
+meta initialisation leaves rotary buffers uninitialised: `rotary` makes that module afresh.
 """
 
 from pathlib import Path
