@@ -1,5 +1,6 @@
 """Initial weights: drawn from addresses, or read strictly from files."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -7,11 +8,13 @@ import pytest
 import torch
 from model_sample import CPU, LLAMA, NEOX, TIED, ids, small
 from safetensors.torch import save_file
+from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM
 
 from ropewalk.base.stage import StageError
 from ropewalk.model.build import build, load
 from ropewalk.model.forward import hidden
+from ropewalk.model.numerics import applied
 from ropewalk.model.spec import Architecture, LinearRope, Numerics, PlainRope
 from ropewalk.model.weights import Scratch, files
 
@@ -120,3 +123,48 @@ def test_model_tied_matrices_are_one(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         again.lm_head.weight.detach().numpy(), stored["lm_head.weight"].numpy()
     )
+
+
+def test_model_copies_of_weights_are_made_anew_after_an_update() -> None:
+    """Autocast caches its low-precision weights: a loop inside it would read the first for ever."""
+    model = small(LLAMA, numerics=Numerics(precision="bf16"))
+    tokens = ids(1, 12)
+
+    def read() -> torch.Tensor:
+        return hidden(model, tokens, None).detach()
+
+    with applied(Numerics(precision="bf16"), CPU):
+        before = read()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1.5)
+        within = read()
+    with applied(Numerics(precision="bf16"), CPU):
+        fresh = read()
+    assert not torch.equal(before, within)
+    assert torch.equal(within, fresh)
+
+
+@FAMILIES
+def test_model_blocks_compile_once(architecture: Architecture) -> None:
+    """Boundaries change with every batch: compiled for each, training would take for ever.
+
+    After eight compilations torch gives up and goes on without one, silently.
+    """
+    graphs = []
+    for layers in (1, 3):
+        torch._dynamo.reset()
+        counters.clear()
+        deep = dataclasses.replace(architecture, layers=layers)
+        eager, compiled = small(deep), small(deep)
+        for layer in compiled.base_model.layers:
+            layer.compile(backend="eager")
+        for step, ends in enumerate([(5,), (), (3, 4, 9), (11, 12), (2, 3, 4, 6, 20)]):
+            rows, positions = [(0, *ends, 24), (0, 24)], torch.arange(24)[None] + 7 * step
+            tokens = ids(2, 24, seed=step)
+            found = hidden(compiled, tokens, rows, positions)
+            torch.testing.assert_close(found, hidden(eager, tokens, rows, positions))
+        graphs.append(counters["stats"]["unique_graphs"])
+    torch._dynamo.reset()
+    assert 0 < graphs[0] <= 4
+    assert graphs[0] == graphs[1]

@@ -205,10 +205,10 @@ def test_train_stops_before_weights_are_spoiled(made: dict[str, Path], tmp_path:
 
 
 def test_train_bf16_is_near_fp32(made: dict[str, Path], whole: Path, tmp_path: Path) -> None:
-    """Autocast that is not on, or that reaches the loss, shows here."""
+    """Autocast that is not on, that reaches the loss, or that keeps old weights shows here."""
     start(changed(RUN, numerics={"precision": "bf16"}), made, tmp_path)
     assert losses(tmp_path) != losses(whole)
-    assert losses(tmp_path) == pytest.approx(losses(whole), abs=0.06)
+    assert losses(tmp_path) == pytest.approx(losses(whole), abs=2e-3)
 
 
 def test_train_loss_scale_by_hand() -> None:

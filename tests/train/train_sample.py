@@ -1,6 +1,7 @@
 """A small corpus with windows and a tokenizer, runs over it, and a way to start them."""
 
 import dataclasses
+import itertools
 import os
 import subprocess
 import sys
@@ -67,7 +68,7 @@ def changed(value: Any, **changes: Any) -> Any:
 
 
 def inputs(folder: Path, *, prompt: int = 0) -> dict[str, Path]:
-    """Make the inputs of `RUN` below `folder`, windows of 32 and 64 tokens.
+    """Make the inputs of `RUN` below `folder`: windows `packed` and `single` of 32 and 64 tokens.
 
     The first `prompt` tokens of a document, or all it has, are no targets.
     """
@@ -88,12 +89,13 @@ def inputs(folder: Path, *, prompt: int = 0) -> dict[str, Path]:
     files = [tokens / shard.file for shard in shards if shard is not None]
     write_manifest(tokens, stage="tokenize", spec={}, inputs={}, files=files, result={})
     made = {"tokens:corpus": tokens / "manifest.json", "tokenizer": _tokenizer(folder)}
-    for length in (32, 64):
+    policies = {"packed": "documents", "single": "per_document"}
+    for name, length in itertools.product(policies, (32, 64)):
         spec = PackJob(
             windows=Windows(
                 mixture=(Share(corpus="corpus", weight=1.0),),
                 tokenizer="words",
-                policy="documents",
+                policy=policies[name],
             ),
             length_tokens=length,
         )
@@ -103,9 +105,9 @@ def inputs(folder: Path, *, prompt: int = 0) -> dict[str, Path]:
             pack.work,
             spec=spec,
             inputs={"tokens:corpus": made["tokens:corpus"]},
-            folder=folder / f"windows-{length}",
+            folder=folder / f"{name}-{length}",
         )
-        made[f"windows:packed:{length}"] = folder / f"windows-{length}" / "manifest.json"
+        made[f"windows:{name}:{length}"] = folder / f"{name}-{length}" / "manifest.json"
     return made
 
 

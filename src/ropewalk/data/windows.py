@@ -158,6 +158,19 @@ class Windows:
             lengths[where] = corpus.length[local]
         return lengths
 
+    def prompt_tokens(self, windows: np.ndarray) -> np.ndarray:
+        """Return how many leading tokens of the documents of windows are no targets, int64 [B].
+
+        Raises:
+            ValueError: for windows that are made of several documents.
+        """
+        self._one_document()
+        prompts = np.zeros(len(windows), dtype=np.int64)
+        for corpus, where, local in self._by_corpus(windows):
+            if corpus.prompted:
+                prompts[where] = corpus.tokens.prompts[corpus.document[local]]
+        return prompts
+
     def read(self, windows: np.ndarray, offsets: np.ndarray | None = None) -> Rows:
         """Return the tokens of some windows.
 

@@ -138,7 +138,7 @@ def _scorer(
 ) -> Iterator[Scorer]:
     """Load one snapshot and yield its scorer, under the numerics of the spec."""
     device = _device(spec.device)
-    with numerics.applied(spec.numerics, device):
+    with numerics.applied(spec.numerics, device, weights_change=False):
         model = build.load(folder, numerics=spec.numerics, device=device)
         head = model.get_output_embeddings().weight.detach()
         if head.shape[0] < tokenizer.vocabulary_size:

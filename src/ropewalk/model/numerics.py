@@ -54,8 +54,15 @@ def check(numerics: Numerics, device: torch.device) -> None:
 
 
 @contextlib.contextmanager
-def applied(numerics: Numerics, device: torch.device) -> Iterator[None]:
-    """Run a block under the study's numerics; process-wide switches are put back afterwards."""
+def applied(
+    numerics: Numerics, device: torch.device, *, weights_change: bool = True
+) -> Iterator[None]:
+    """Run a block under the study's numerics; process-wide switches are put back afterwards.
+
+    Autocast may keep the low-precision copies of weights that it makes, until the block ends. Where
+    an optimizer changes weights meanwhile, every later forward would read the first ones: only with
+    `weights_change=False` are copies kept.
+    """
     check(numerics, device)
     matmul = torch.get_float32_matmul_precision()
     deterministic = torch.are_deterministic_algorithms_enabled()
@@ -67,6 +74,7 @@ def applied(numerics: Numerics, device: torch.device) -> Iterator[None]:
             device.type,
             dtype=DTYPES[numerics.precision],
             enabled=numerics.precision != "fp32",
+            cache_enabled=not weights_change,
         ):
             yield
     finally:

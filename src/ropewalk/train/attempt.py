@@ -22,6 +22,7 @@ from ropewalk.train.lease import Lease, Owner
 from ropewalk.train.loop import Training, train
 from ropewalk.train.optimizer import adamw
 from ropewalk.train.origin import source
+from ropewalk.train.rows import Data, check
 from ropewalk.train.sharding import objective
 from ropewalk.train.spec import Run, TrainJob
 from ropewalk.train.stop import StopRequest
@@ -113,6 +114,7 @@ def attempt(given: Assignment, world: World, stop: StopRequest) -> Outcome:
         source(run, weights),
         world,
         recompute_activations=run.hardware.recompute_activations,
+        compile=run.hardware.compile,
     )
     optimizer = adamw(model, run.optimizer)
     progress = Progress()
@@ -157,10 +159,10 @@ def attempt(given: Assignment, world: World, stop: StopRequest) -> Outcome:
 
 def _data(
     run: Run, inputs: Mapping[str, Manifest], stretches: tuple[Stretch, ...]
-) -> Callable[[Stretch], Loader]:
+) -> Callable[[Stretch], Data]:
     tokens = {n.removeprefix("tokens:"): m for n, m in inputs.items() if n.startswith("tokens:")}
 
-    def loader(stretch: Stretch) -> Loader:
+    def data(stretch: Stretch) -> Data:
         phase = stretch.phase
         name = f"windows:{phase.windows}:{phase.length_tokens}"
         if name not in inputs:
@@ -171,14 +173,12 @@ def _data(
                 f"{name} has rows of {windows.length} tokens, the phase's length_tokens is "
                 f"{phase.length_tokens}"
             )
-        return Loader(
-            windows,
-            seed=run.seed,
-            phase=stretches.index(stretch),
-            sequences=stretch.sequences,
-        )
+        check(phase.positions, windows)
+        number = stretches.index(stretch)
+        loader = Loader(windows, seed=run.seed, phase=number, sequences=stretch.sequences)
+        return Data(loader=loader, positions=phase.positions, seed=run.seed, phase=number)
 
-    return loader
+    return data
 
 
 def _snapshot(
@@ -190,7 +190,7 @@ def _snapshot(
     architecture = given.spec.run.architecture
     model = training.objective.model
     world = training.world
-    export(folder, model, architecture, phase.rope, phase.length_tokens, tokenizer, world)
+    export(folder, model, architecture, phase.rope, phase.context_tokens, tokenizer, world)
     if world.first:
         record = given.work / SNAPSHOTS
         noted: dict[str, Any] = read_json(record) if record.is_file() else {}

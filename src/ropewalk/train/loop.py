@@ -15,11 +15,9 @@ from typing import Protocol
 import torch
 
 from ropewalk.base.stage import StageError
-from ropewalk.data.loader import Batch
 from ropewalk.model import numerics
-from ropewalk.model.build import set_rope
+from ropewalk.model.rotary import set_rope
 from ropewalk.model.forward import Objective, inputs, loss_sum
-from ropewalk.model.positions import position_ids
 from ropewalk.train import checkpoint
 from ropewalk.train.checkpoint import Progress
 from ropewalk.train.metrics import Metrics, MetricsLog
@@ -29,6 +27,7 @@ from ropewalk.train.optimizer import (
     scale_gradients,
     set_learning_rate,
 )
+from ropewalk.train.rows import Rows
 from ropewalk.train.schedule import share
 from ropewalk.train.spec import Optimizer, Run, Schedule
 from ropewalk.train.stop import StopRequest
@@ -39,7 +38,7 @@ from ropewalk.train.world import World
 class Batches(Protocol):
     """The data of one phase: a pure function of the step."""
 
-    def batch(self, step: int, part: tuple[int, int] = ...) -> Batch:
+    def rows(self, step: int, part: tuple[int, int]) -> Rows:
         """Return the rows that process `part[0]` of `part[1]` reads in a step of the phase."""
 
 
@@ -118,15 +117,14 @@ def _step(
     world, spec = training.world, training.optimizer_spec
     clock = time.monotonic()
     step = progress.step
-    batch = batches.batch(step - stretch.first, (world.rank, world.size))
-    positions = position_ids(stretch.phase.positions, stretch.phase.length_tokens)
+    read = batches.rows(step - stretch.first, (world.rank, world.size))
     passes = [
         inputs(
-            batch.input_ids[rows],
-            batch.boundaries[rows],
-            positions,
+            read.input_ids[rows],
+            read.boundaries[rows],
+            read.position_ids if len(read.position_ids) == 1 else read.position_ids[rows],
             world.device,
-            None if batch.targets is None else batch.targets[rows],
+            None if read.targets is None else read.targets[rows],
         )
         for rows in forward_rows(stretch, training.run.hardware)
     ]
