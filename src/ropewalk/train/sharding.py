@@ -4,10 +4,12 @@ FSDP2 is the ZeRO-3 of the papers: parameters, gradients and optimizer state are
 layer's parameters are gathered around its forward and backward.
 """
 
+import dataclasses
 import warnings
 from typing import Any
 
 import torch
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from ropewalk.model import numerics as numerics_
@@ -44,13 +46,7 @@ def objective(
         for layer in base.layers:
             layer.compile()
     if world.mesh is not None:
-        # Parameters are gathered as fp32 and cast by autocast, as on one process: sending bf16
-        # would halve the traffic, but round norms and embeddings and make the numbers depend on
-        # how many processes there are.
-        policy = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
-        for layer in base.layers:
-            fully_shard(layer, mesh=world.mesh, mp_policy=policy)
-        fully_shard(root, mesh=world.mesh, mp_policy=policy)
+        _shard(root, world.mesh, numerics)
     materialise(model, architecture, rope, world.device, source, root=root)
     if recompute_activations:
         with warnings.catch_warnings():
@@ -59,3 +55,23 @@ def objective(
             model.gradient_checkpointing_enable({"use_reentrant": False})
     root.train()
     return root
+
+
+def _shard(root: Objective, mesh: DeviceMesh, numerics: Numerics) -> None:
+    """Cut all parameters by rows over the processes of `mesh`.
+
+    Weights of attention and feed-forward are gathered in the low precision that autocast would cast
+    them to, which halves the traffic and changes no number. Norms, embeddings and the output matrix
+    are gathered in fp32, as one process reads them. Gradients are added up in fp32.
+    """
+    # A view as output is only unsafe where it is written to; transformers adds it out of place.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    exact = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
+    low = dataclasses.replace(exact, param_dtype=numerics_.DTYPES[numerics.precision])
+    base: Any = root.model.base_model
+    for layer in base.layers:
+        if numerics.precision != "fp32":
+            attention = layer.self_attn if hasattr(layer, "self_attn") else layer.attention
+            fully_shard([attention, layer.mlp], mesh=mesh, mp_policy=low)
+        fully_shard(layer, mesh=mesh, mp_policy=exact)
+    fully_shard(root, mesh=mesh, mp_policy=exact)
