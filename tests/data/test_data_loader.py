@@ -286,6 +286,8 @@ def test_only_one_document_has_an_offset(run: Run, tmp_path: Path) -> None:
         packed.windows.document(0)
     with pytest.raises(ValueError, match="several documents"):
         packed.windows.document_lengths(np.array([0]))
+    with pytest.raises(ValueError, match="several documents"):
+        packed.windows.prompt_tokens(np.array([0]))
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -309,11 +311,12 @@ def test_tokens_of_a_prompt_are_no_targets(run: Run, tmp_path: Path, policy: str
     assert seen == {(False, True), (True, True), (True, False)}
     in_windows = packed.manifest.result["by_corpus"]["recall"]["prompt_tokens"]
     if policy == "per_document":  # counts whole documents, of which a row reads a part
-        assert in_windows == sum(
-            packed.prompts["recall"][packed.windows.pieces(window).document[0]]
-            for window in range(packed.windows.count)
-            if packed.windows.pieces(window).corpus == "recall"
-        )
+        of_documents = [
+            packed.prompts[pieces.corpus][pieces.document[0]]
+            for pieces in map(packed.windows.pieces, batch.rows)
+        ]
+        assert packed.windows.prompt_tokens(batch.rows).tolist() == of_documents
+        assert in_windows == sum(of_documents)
     else:
         assert in_windows == int((~batch.targets).sum())
     assert packed.manifest.result["prompt_tokens"] == in_windows
