@@ -101,6 +101,7 @@ def test_train_without_phases_adopts_weights(made: dict[str, Path], tmp_path: Pa
 
     # An old export: rope settings at the top level, which transformers 5 moves by itself.
     old = json.loads((final / "config.json").read_text())
+    del old["ropewalk"]
     old["rope_theta"] = old.pop("rope_parameters")["rope_theta"]
     (final / "config.json").write_text(json.dumps(old))
     published = changed(bare, weights=PublishedWeights(location="models"))
