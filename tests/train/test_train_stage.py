@@ -129,6 +129,9 @@ def test_train_refusals_name_the_key(
         r"hardware\.device: 'h100'": changed(RUN, hardware={"device": "h100"}),
         r"numerics\.precision: 'fp16'": changed(RUN, numerics={"precision": "fp16"}),
         r"numerics\.attention: 'flash'": changed(RUN, numerics={"attention": "flash"}),
+        r"hardware\.compile: true": changed(
+            RUN, hardware={"compile": True, "recompute_activations": True}
+        ),
         r"hardware\.processes: 3": changed(RUN, hardware={"processes": 3, "nodes": 2}),
         r"weights\.location: 'models'": changed(RUN, weights=PublishedWeights(location="models")),
         r"snapshot_steps: 9": changed(RUN, snapshot_steps=(9,)),

@@ -12,6 +12,7 @@ import torch
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+from ropewalk.base.stage import StageError
 from ropewalk.model import numerics as numerics_
 from ropewalk.model.build import empty, materialise
 from ropewalk.model.forward import Objective
@@ -36,9 +37,17 @@ def objective(
     which takes seconds where the whole model takes minutes; FSDP's hooks stay between blocks.
 
     Raises:
-        StageError: if the device cannot do the numerics or the source has other tensors.
+        StageError: if the device cannot do the numerics, the source has other tensors, or blocks
+            cannot be compiled as asked.
     """
     numerics_.check(numerics, world.device)
+    if compile and recompute_activations and numerics.attention == "sdpa":
+        # Attention segment by segment is no part of a graph, and torch compiles nothing of a
+        # checkpointed block whose graph breaks; it says so to nobody.
+        raise StageError(
+            "hardware.compile: true has no effect beside hardware.recompute_activations with "
+            "numerics.attention 'sdpa'; set one of the two to false"
+        )
     model = empty(architecture, numerics)
     root = Objective(model)
     base: Any = model.base_model
