@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ropewalk.base.manifest import ArtifactError
 from ropewalk.base.spec import SpecError
 from ropewalk.base.stage import StageError
+from ropewalk.train.stop import EXIT_CODE, StoppedEarlyError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -25,13 +26,19 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; a problem of the input is one message and exit code 2."""
+    """Run one command; a problem of the input is one message and exit code 2.
+
+    A training that was asked to stop before its end has exit code 75: start it again to go on.
+    """
     options = parser().parse_args(arguments)
     try:
         return int(options.run(options) or 0)
     except (SpecError, StageError, ArtifactError) as error:
         print(f"ropewalk: {error}", file=sys.stderr)
         return 2
+    except StoppedEarlyError as stopped:
+        print(f"ropewalk: train {stopped}", file=sys.stderr)
+        return EXIT_CODE
     except BrokenPipeError:
         return 0
 

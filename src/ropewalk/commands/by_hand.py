@@ -5,15 +5,16 @@ import dataclasses
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, get_args
 
 from ropewalk.base.canonical import canonical_json, plain
-from ropewalk.base.manifest import MANIFEST, Manifest, read_manifest
-from ropewalk.base.spec import SpecError, decode, suggestion
+from ropewalk.base.manifest import MANIFEST, read_manifest
+from ropewalk.base.spec import SpecError, suggestion
 from ropewalk.base.stage import StageError
+from ropewalk.commands.flags import Run, given, need
 from ropewalk.data.spec import (
     SPLITS,
     DocumentCorpus,
@@ -31,7 +32,6 @@ from ropewalk.data.spec import (
     part_name,
 )
 
-Run = Callable[[str, Any, Path, dict[str, Path]], Manifest]
 _KINDS = {kind.kind: kind for kind in get_args(Source) if kind is not PythonSource}
 _SPLITS = {"val": "validation", "dev": "validation"}
 _ALIASES = {"hub": HubSource.kind, "proof-pile": "proof_pile", "pg-19": "pg19"}
@@ -114,7 +114,7 @@ def tokenize(options: argparse.Namespace, run: Run) -> int:
     """Make tokens by flags and print where they are."""
     out = options.out
     source, folder = _source(options)
-    corpus = _given(
+    corpus = given(
         DocumentCorpus,
         {
             "source": source.kind,
@@ -138,7 +138,7 @@ def tokenize(options: argparse.Namespace, run: Run) -> int:
     made = {name: out / name / MANIFEST for name in ("inventory", "tokenizer")}
     common = {"corpus": plain(corpus), "source": plain(source), "folder": folder}
     jobs = [
-        _given(TokenizeJob, {**common, "part": part, "shard_tokens": options.shard_tokens})
+        given(TokenizeJob, {**common, "part": part, "shard_tokens": options.shard_tokens})
         for part in range(corpus.parts)
     ]
     folders = [out / "parts" / part_name(part) for part in range(corpus.parts)]
@@ -155,7 +155,7 @@ def tokenize(options: argparse.Namespace, run: Run) -> int:
 
 def _source(options: argparse.Namespace) -> tuple[Any, str | None]:
     """Return the source that the flags describe, and its folder."""
-    _need(options, "source", "tokenizer")
+    need(options, "source", "tokenizer")
     kind = _ALIASES.get(options.source, options.source)
     if kind not in _KINDS:
         raise SpecError(f"--source {options.source!r} is unknown; {suggestion(kind, _KINDS)}")
@@ -165,7 +165,7 @@ def _source(options: argparse.Namespace) -> tuple[Any, str | None]:
         "subset_field": options.subset_field,
     }
     if kind == HubSource.kind:
-        _need(options, "name", "revision")
+        need(options, "name", "revision")
         settings |= {
             "name": options.name,
             "revision": options.revision,
@@ -174,10 +174,10 @@ def _source(options: argparse.Namespace) -> tuple[Any, str | None]:
         # the split that was asked for and no other: an inventory looks at every file it lists
         splits: dict[str, Any] = dict.fromkeys(SPLITS)
         splits[options.split] = options.hub_split or options.split
-        return dataclasses.replace(_given(HubSource, settings), **splits), None
-    _need(options, "path")
+        return dataclasses.replace(given(HubSource, settings), **splits), None
+    need(options, "path")
     settings |= {"location": kind, options.split: options.files}
-    found = _given(_KINDS[kind], settings)
+    found = given(_KINDS[kind], settings)
     others = {split: () for split in SPLITS if split != options.split}
     return dataclasses.replace(found, **others), str(options.path)
 
@@ -185,7 +185,7 @@ def _source(options: argparse.Namespace) -> tuple[Any, str | None]:
 def _prompt(options: argparse.Namespace) -> dict[str, Any] | None:
     if options.prompt is None:
         return None
-    _need(options, "target_field")
+    need(options, "target_field")
     found = {
         "template": options.prompt,
         "target_field": options.target_field,
@@ -197,7 +197,7 @@ def _prompt(options: argparse.Namespace) -> dict[str, Any] | None:
 
 def _tokenizer(options: argparse.Namespace) -> ImportedTokenizer:
     name = options.tokenizer.removeprefix("hub:")
-    return _given(
+    return given(
         ImportedTokenizer,
         {
             "hub" if options.tokenizer.startswith("hub:") else "path": name,
@@ -234,7 +234,7 @@ def _side_by_side(
 
 def pack(options: argparse.Namespace, run: Run) -> int:
     """Cut windows by flags and print where they are."""
-    _need(options, "tokens", "length")
+    need(options, "tokens", "length")
     folders = [Path(folder) for folder in options.tokens]
     weights = options.weight or [1.0] * len(folders)
     if len(weights) != len(folders):
@@ -263,17 +263,3 @@ def pack(options: argparse.Namespace, run: Run) -> int:
     run("pack", spec, options.out, inputs)
     print(options.out / MANIFEST)
     return 0
-
-
-def _need(options: argparse.Namespace, *names: str) -> None:
-    missing = [f"--{name.replace('_', '-')}" for name in names if not getattr(options, name)]
-    if missing:
-        raise SpecError(
-            f"{options.command}: {' and '.join(missing)} missing; `ropewalk {options.command} "
-            "--help` shows all flags (the workflow passes --spec instead)"
-        )
-
-
-def _given(kind: type, settings: dict[str, Any]) -> Any:
-    """Return a spec from the flags that were given; the others have their defaults."""
-    return decode(kind, {key: value for key, value in settings.items() if value is not None})

@@ -12,13 +12,14 @@ from ropewalk.base.files import read_json
 from ropewalk.base.manifest import Manifest
 from ropewalk.base.spec import SpecError, decode
 from ropewalk.base.stage import Accepted, run_stage
-from ropewalk.commands import by_hand
+from ropewalk.commands import by_hand, train_flags
 from ropewalk.study.registry import STAGES, Stage
 
 # Stages that can also be told what to do by flags: what adds them, what does it.
 BY_FLAGS = {
     "tokenize": (by_hand.add_tokenize, by_hand.tokenize),
     "pack": (by_hand.add_pack, by_hand.pack),
+    "train": (train_flags.add_train, train_flags.train),
 }
 
 

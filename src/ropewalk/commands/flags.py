@@ -1,0 +1,52 @@
+"""What every stage that is told what to do by flags has in common."""
+
+import argparse
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from ropewalk.base.manifest import Manifest
+from ropewalk.base.spec import SpecError, decode
+
+# Runs a stage: its name, its spec, the folder of its artifact, manifests of its inputs by name.
+Run = Callable[[str, Any, Path, dict[str, Path]], Manifest]
+
+
+def spelled(name: str) -> str:
+    """Return an option as it is typed: `warmup_from` is `--warmup-from`."""
+    return f"--{name.replace('_', '-')}"
+
+
+def need(options: argparse.Namespace, *names: str) -> None:
+    """Refuse to go on without these options.
+
+    Raises:
+        SpecError: naming all that are missing.
+    """
+    missing = [spelled(name) for name in names if not getattr(options, name)]
+    if missing:
+        raise SpecError(
+            f"{options.command}: {' and '.join(missing)} missing; `ropewalk {options.command} "
+            "--help` shows all flags (the workflow passes --spec instead)"
+        )
+
+
+def refuse(options: argparse.Namespace, names: Iterable[str], why: str) -> None:
+    """Refuse options that would do nothing.
+
+    Raises:
+        SpecError: naming the first that was given.
+    """
+    for name in names:
+        if getattr(options, name) is not None:
+            raise SpecError(f"{spelled(name)} {why}")
+
+
+def given(kind: type, settings: dict[str, Any], flag: str = "") -> Any:
+    """Return a spec from the flags that were given; the others have their defaults.
+
+    Raises:
+        SpecError: for settings the spec refuses; `flag` stands before the message.
+    """
+    settings = {key: value for key, value in settings.items() if value is not None}
+    return decode(kind, settings, (flag,) if flag else ())
