@@ -5,7 +5,10 @@ changes with `use_cache` and activation checkpointing. So the models here use an
 of our own: an implementation name without a mask function makes transformers build no mask, and
 the keyword argument `segments` reaches the function unchanged. Position ids play no part.
 
-Dimensions: B rows, T tokens, H heads, G key-value heads, D head dimension.
+Two more keyword arguments reach it in the same way: `query_scale`, fp32 [1 or B, T], multiplies the
+logits of the query at each place (log-scaled attention); `string` is `ropewalk.model.string.Shift`.
+
+Dimensions: B rows, T tokens, N = B * T, H heads, G key-value heads, D head dimension.
 """
 
 import dataclasses
@@ -19,6 +22,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from ropewalk.base.stage import StageError
+from ropewalk.model.string import Kernel, Shift, string_attention
 
 # `numerics.attention` -> the name in transformers' register. Neither name may contain "flash":
 # transformers treats such names as its own and adds its guesses.
@@ -33,10 +37,10 @@ class Segments:
     cumulative: torch.Tensor  # int32, segment ends over all rows laid end to end, on the device
     longest: int  # tokens of the longest segment
 
-    @property
-    def whole_rows(self) -> bool:
-        """Return whether every row is one segment."""
-        return all(len(row) == 2 for row in self.rows)
+    @functools.cached_property
+    def lengths(self) -> tuple[int, ...]:
+        """Return the tokens of every segment, all rows laid end to end."""
+        return tuple(end - start for row in self.rows for start, end in itertools.pairwise(row))
 
 
 def segments(
@@ -66,6 +70,9 @@ def segments(
     return Segments(rows=tuple(checked), cumulative=cumulative, longest=longest)
 
 
+# Both functions stay out of torch.compile: segments change with every batch, and a graph that reads
+# them would be compiled anew for each. A compiled decoder block breaks here and nowhere else.
+@torch.compiler.disable
 def sdpa(
     module: torch.nn.Module,
     query: torch.Tensor,  # [B, H, T, D]
@@ -76,34 +83,42 @@ def sdpa(
     scaling: float,
     dropout: float = 0.0,
     segments: Segments | None = None,
+    query_scale: torch.Tensor | None = None,
+    string: Shift | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend with torch's own kernel, one call per segment: exact, and the fastest way on a CPU.
+    """Attend with torch's own kernels, segment by segment: exact, and the fastest way on a CPU.
 
     Returns attention output [B, T, H, D].
+
+    Raises:
+        ValueError: for a call without segments, or with `string` where gradients are needed.
     """
     found = _required(module, segments, attention_mask)
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        # The kernels behind `enable_gqa` differ between devices; repeated heads are always exact.
-        key = key.repeat_interleave(groups, dim=1)
-        value = value.repeat_interleave(groups, dim=1)
-    attend = functools.partial(
-        scaled_dot_product_attention, is_causal=True, scale=scaling, dropout_p=dropout
-    )
-    if found.whole_rows:
-        return attend(query, key, value).transpose(1, 2), None
-    rows = []
-    for index, ends in enumerate(found.rows):
-        row = (tensor[index : index + 1] for tensor in (query, key, value))
-        # One split per tensor, not one slice per segment: the backward of a slice is a tensor of
-        # zeros as large as the row.
-        lengths = [end - start for start, end in itertools.pairwise(ends)]
-        pieces = zip(*(tensor.split(lengths, dim=2) for tensor in row), strict=True)
-        rows.append(torch.cat([attend(*piece) for piece in pieces], dim=2))
-    return torch.cat(rows).transpose(1, 2), None
+    if string is not None and dropout:
+        raise ValueError(f"attention dropout {dropout} is not supported with string")
+
+    def causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor]:
+        output = scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=scaling, dropout_p=dropout
+        )
+        return (output,)
+
+    def plain(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        (output,) = _run_by_run(causal, query, key, value, found.lengths)
+        return output
+
+    def with_lse(
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: tuple[int, ...]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        kernel = functools.partial(_causal_with_lse, scaling=scaling)
+        output, lse = _run_by_run(kernel, query, key, value, lengths)
+        return output, lse
+
+    return _attend(query, key, value, found, query_scale, string, plain, with_lse), None
 
 
+@torch.compiler.disable
 def varlen(
     module: torch.nn.Module,
     query: torch.Tensor,  # [B, H, T, D]
@@ -114,6 +129,8 @@ def varlen(
     scaling: float,
     dropout: float = 0.0,
     segments: Segments | None = None,
+    query_scale: torch.Tensor | None = None,
+    string: Shift | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend with a variable-length FlashAttention kernel, all rows laid end to end.
@@ -122,6 +139,7 @@ def varlen(
 
     Raises:
         StageError: on a CPU, which has no such kernel.
+        ValueError: for a call without segments, or with `string` where gradients are needed.
     """
     found = _required(module, segments, attention_mask)
     if query.device.type != "cuda":
@@ -131,20 +149,123 @@ def varlen(
         )
     if dropout:
         raise ValueError(f"attention dropout {dropout} is not supported by the varlen kernels")
-    low = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else query.dtype
+    kernel = _varlen_kernel()
+
+    def plain(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return kernel(query, key, value, found.cumulative, found.longest, scaling, False)[0]
+
+    def with_lse(
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: tuple[int, ...]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        ends = torch.tensor(
+            [0, *itertools.accumulate(lengths)], dtype=torch.int32, device=query.device
+        )
+        output, lse = kernel(query, key, value, ends, max(lengths), scaling, True)
+        expected = (query.shape[1], query.shape[0])
+        if lse is None or lse.shape != expected:
+            raise StageError(
+                f"the varlen kernel's log-sum-exp is {None if lse is None else tuple(lse.shape)}, "
+                f"not {expected}: install flash-attn >= 2.6, which does not pad it, or set "
+                "numerics.attention to 'sdpa'"
+            )
+        return output, lse.T
+
+    return _attend(query, key, value, found, query_scale, string, plain, with_lse), None
+
+
+def _attend(
+    query: torch.Tensor,  # [B, H, T, D]
+    key: torch.Tensor,  # [B, G, T, D]
+    value: torch.Tensor,  # [B, G, T, D]
+    found: Segments,
+    query_scale: torch.Tensor | None,  # fp32 [1 or B, T]
+    string: Shift | None,
+    plain: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
+    with_lse: Kernel,
+) -> torch.Tensor:
+    """Lay the rows end to end in the kernel's dtype and attend; returns [B, T, H, D]."""
     rows, _heads, tokens, _dimension = query.shape
-    flat = [t.transpose(1, 2).flatten(0, 1).to(low) for t in (query, key, value)]  # [B*T, ., D]
-    attended = _varlen_kernel()(*flat, found.cumulative, found.longest, scaling)
-    return attended.unflatten(0, (rows, tokens)), None
+    if query_scale is not None:
+        if query_scale.shape not in ((1, tokens), (rows, tokens)):
+            raise ValueError(
+                f"query_scale has shape {tuple(query_scale.shape)}; it must be (1, {tokens}) or "
+                f"({rows}, {tokens})"
+            )
+        query = query * query_scale[:, None, :, None]
+    needed = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
+    if string is not None and needed:
+        raise ValueError("string is for inference only: call the model under torch.no_grad()")
+    # Under autocast queries and keys are fp32, as the rotation left them, and values are not.
+    # Kernels get one dtype, cast here once rather than by autocast segment by segment.
+    device = query.device.type
+    low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else value.dtype
+    query, key, value = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
+    key, value = key.to(low), value.to(low)
+    if string is None or found.longest <= string.shift_tokens:  # no distance reaches S
+        output = plain(query.to(low), key, value)
+    else:
+        output = string_attention(query, key, value, found.lengths, string, with_lse)
+    return output.unflatten(0, (rows, tokens))
+
+
+def _run_by_run(
+    attend: Callable[..., tuple[torch.Tensor, ...]],
+    query: torch.Tensor,  # [N, H, D]
+    key: torch.Tensor,  # [N, G, D]
+    value: torch.Tensor,  # [N, G, D]
+    lengths: tuple[int, ...],
+) -> tuple[torch.Tensor, ...]:
+    """Call `attend` once per run of equally long segments, so that whole rows are one call.
+
+    `attend` gets queries, keys and values [segments, H, length, D] and returns tensors
+    [segments, H, length, ...]; they come back as [N, H, ...].
+    """
+    runs = [(length, len(list(run))) for length, run in itertools.groupby(lengths)]
+    # One split per tensor, not one slice per segment: the backward of a slice is a tensor of zeros
+    # as large as what it was cut from.
+    sizes = [length * count for length, count in runs]
+    every = (query, _repeated(query, key), _repeated(query, value))
+    found = []
+    for run, *pieces in zip(runs, *(tensor.split(sizes) for tensor in every), strict=True):
+        length, count = run
+        squares = (piece.unflatten(0, (count, length)).transpose(1, 2) for piece in pieces)
+        found.append([result.transpose(1, 2).flatten(0, 1) for result in attend(*squares)])
+    return tuple(
+        torch.cat(results) if len(results) > 1 else results[0]
+        for results in zip(*found, strict=True)
+    )
+
+
+def _causal_with_lse(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, scaling: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return output [B, H, T, D] and the log-sum-exp of the logits [B, H, T]."""
+    if query.device.type == "cpu":
+        output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, is_causal=True, scale=scaling
+        )
+        return output, lse
+    output, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
+        query, key, value, None, compute_log_sumexp=True, is_causal=True, scale=scaling
+    )
+    return output, lse[..., : query.shape[2]]  # the kernel rounds T up to a multiple of 32
+
+
+# query, key, value, segment ends, longest segment, scaling, whether the log-sum-exp is wanted;
+# returns the output [N, H, D] and the log-sum-exp [H, N]
+_VarlenKernel = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int, float, bool],
+    tuple[torch.Tensor, torch.Tensor | None],
+]
 
 
 @functools.cache
-def _varlen_kernel() -> Callable[..., torch.Tensor]:
+def _varlen_kernel() -> _VarlenKernel:
     """Return flash-attn's kernel where it is installed, else the one that comes with torch."""
     try:
         from flash_attn import flash_attn_varlen_func
     except ImportError:
-        from torch.nn.attention.varlen import varlen_attn
+        from torch.nn.attention.varlen import AuxRequest, varlen_attn
 
         def kernel(
             query: torch.Tensor,
@@ -153,22 +274,21 @@ def _varlen_kernel() -> Callable[..., torch.Tensor]:
             ends: torch.Tensor,
             longest: int,
             scale: float,
-        ) -> torch.Tensor:
-            groups = query.shape[1] // key.shape[1]
-            attended = varlen_attn(
+            lse: bool,
+        ) -> tuple[torch.Tensor, torch.Tensor | None]:
+            found = varlen_attn(
                 query,
-                key.repeat_interleave(groups, dim=1) if groups > 1 else key,
-                value.repeat_interleave(groups, dim=1) if groups > 1 else value,
+                _repeated(query, key),
+                _repeated(query, value),
                 ends,
                 ends,
                 longest,
                 longest,
+                return_aux=AuxRequest(lse=True) if lse else None,
                 scale=scale,
                 window_size=(-1, 0),  # causal
             )
-            if not isinstance(attended, torch.Tensor):
-                raise TypeError("varlen_attn returned auxiliary results nobody asked for")
-            return attended
+            return (found, None) if isinstance(found, torch.Tensor) else found
 
         return kernel
 
@@ -179,12 +299,32 @@ def _varlen_kernel() -> Callable[..., torch.Tensor]:
         ends: torch.Tensor,
         longest: int,
         scale: float,
-    ) -> torch.Tensor:
-        return flash_attn_varlen_func(
-            query, key, value, ends, ends, longest, longest, softmax_scale=scale, causal=True
+        lse: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        found = flash_attn_varlen_func(
+            query,
+            key,
+            value,
+            ends,
+            ends,
+            longest,
+            longest,
+            softmax_scale=scale,
+            causal=True,
+            return_attn_probs=lse,
         )
+        return (found[0], found[1]) if lse else (found, None)
 
     return flash
+
+
+def _repeated(query: torch.Tensor, shared: torch.Tensor) -> torch.Tensor:
+    """Repeat key or value heads [N, G, D] until there are as many as of the query.
+
+    The kernels that share heads by themselves differ between devices; this is always exact.
+    """
+    groups = query.shape[1] // shared.shape[1]
+    return shared.repeat_interleave(groups, dim=1) if groups > 1 else shared
 
 
 def _required(
