@@ -18,11 +18,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from ropewalk.base.stage import StageError
 from ropewalk.model.string import Kernel, Shift, string_attention
+
+try:
+    from flash_attn import flash_attn_varlen_func
+except ImportError:  # torch's own kernel then
+    flash_attn_varlen_func = None
 
 # `numerics.attention` -> the name in transformers' register. Neither name may contain "flash":
 # transformers treats such names as its own and adds its guesses.
@@ -70,8 +76,9 @@ def segments(
     return Segments(rows=tuple(checked), cumulative=cumulative, longest=longest)
 
 
-# Both functions stay out of torch.compile: segments change with every batch, and a graph that reads
-# them would be compiled anew for each. A compiled decoder block breaks here and nowhere else.
+# This function stays out of torch.compile: segments change with every batch, and a graph that reads
+# their lengths would be compiled anew for each. A compiled decoder block breaks here and nowhere
+# else. `varlen` reads no lengths but a tensor of ends, and is part of the graph.
 @torch.compiler.disable
 def sdpa(
     module: torch.nn.Module,
@@ -118,7 +125,6 @@ def sdpa(
     return _attend(query, key, value, found, query_scale, string, plain, with_lse), None
 
 
-@torch.compiler.disable
 def varlen(
     module: torch.nn.Module,
     query: torch.Tensor,  # [B, H, T, D]
@@ -142,17 +148,11 @@ def varlen(
         ValueError: for a call without segments, or with `string` where gradients are needed.
     """
     found = _required(module, segments, attention_mask)
-    if query.device.type != "cuda":
-        raise StageError(
-            "numerics.attention: 'flash' has no kernel for device "
-            f"{query.device.type!r}; set it to 'sdpa'"
-        )
     if dropout:
         raise ValueError(f"attention dropout {dropout} is not supported by the varlen kernels")
-    kernel = _varlen_kernel()
 
     def plain(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        return kernel(query, key, value, found.cumulative, found.longest, scaling, False)[0]
+        return _varlen_kernel(query, key, value, found.cumulative, found.longest, scaling, False)[0]
 
     def with_lse(
         query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: tuple[int, ...]
@@ -160,7 +160,7 @@ def varlen(
         ends = torch.tensor(
             [0, *itertools.accumulate(lengths)], dtype=torch.int32, device=query.device
         )
-        output, lse = kernel(query, key, value, ends, max(lengths), scaling, True)
+        output, lse = _varlen_kernel(query, key, value, ends, max(lengths), scaling, True)
         expected = (query.shape[1], query.shape[0])
         if lse is None or lse.shape != expected:
             raise StageError(
@@ -251,71 +251,63 @@ def _causal_with_lse(
     return output, lse[..., : query.shape[2]]  # the kernel rounds T up to a multiple of 32
 
 
-# query, key, value, segment ends, longest segment, scaling, whether the log-sum-exp is wanted;
-# returns the output [N, H, D] and the log-sum-exp [H, N]
-_VarlenKernel = Callable[
-    [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int, float, bool],
-    tuple[torch.Tensor, torch.Tensor | None],
-]
+def _torch_kernel(
+    query: torch.Tensor,  # [N, H, D]
+    key: torch.Tensor,  # [N, G, D]
+    value: torch.Tensor,  # [N, G, D]
+    ends: torch.Tensor,  # int32 [segments + 1]
+    longest: int,
+    scale: float,
+    lse: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return output [N, H, D] and, if asked for, the log-sum-exp of the logits [H, N]."""
+    _refuse_cpu(query)
+    key, value = _repeated(query, key), _repeated(query, value)
+    settings: dict[str, Any] = {"scale": scale, "window_size": (-1, 0)}  # causal
+    if lse:
+        from torch.nn.attention.varlen import AuxRequest
+
+        settings["return_aux"] = AuxRequest(lse=True)
+    found = varlen_attn(query, key, value, ends, ends, longest, longest, **settings)
+    return (found, None) if isinstance(found, torch.Tensor) else found
 
 
-@functools.cache
-def _varlen_kernel() -> _VarlenKernel:
-    """Return flash-attn's kernel where it is installed, else the one that comes with torch."""
-    try:
-        from flash_attn import flash_attn_varlen_func
-    except ImportError:
-        from torch.nn.attention.varlen import AuxRequest, varlen_attn
+def _flash_kernel(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    ends: torch.Tensor,
+    longest: int,
+    scale: float,
+    lse: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Do as `_torch_kernel`, by flash-attn."""
+    _refuse_cpu(query)
+    found = flash_attn_varlen_func(
+        query,
+        key,
+        value,
+        ends,
+        ends,
+        longest,
+        longest,
+        softmax_scale=scale,
+        causal=True,
+        return_attn_probs=lse,
+    )
+    return (found[0], found[1]) if lse else (found, None)
 
-        def kernel(
-            query: torch.Tensor,
-            key: torch.Tensor,
-            value: torch.Tensor,
-            ends: torch.Tensor,
-            longest: int,
-            scale: float,
-            lse: bool,
-        ) -> tuple[torch.Tensor, torch.Tensor | None]:
-            found = varlen_attn(
-                query,
-                _repeated(query, key),
-                _repeated(query, value),
-                ends,
-                ends,
-                longest,
-                longest,
-                return_aux=AuxRequest(lse=True) if lse else None,
-                scale=scale,
-                window_size=(-1, 0),  # causal
-            )
-            return (found, None) if isinstance(found, torch.Tensor) else found
 
-        return kernel
-
-    def flash(
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        ends: torch.Tensor,
-        longest: int,
-        scale: float,
-        lse: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        found = flash_attn_varlen_func(
-            query,
-            key,
-            value,
-            ends,
-            ends,
-            longest,
-            longest,
-            softmax_scale=scale,
-            causal=True,
-            return_attn_probs=lse,
+def _refuse_cpu(query: torch.Tensor) -> None:
+    if query.device.type != "cuda":
+        raise StageError(
+            "numerics.attention: 'flash' has no kernel for device "
+            f"{query.device.type!r}; set it to 'sdpa'"
         )
-        return (found[0], found[1]) if lse else (found, None)
 
-    return flash
+
+# Chosen here, not where it is called: torch.compile cannot follow an import.
+_varlen_kernel = _torch_kernel if flash_attn_varlen_func is None else _flash_kernel
 
 
 def _repeated(query: torch.Tensor, shared: torch.Tensor) -> torch.Tensor:
