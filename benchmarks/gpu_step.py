@@ -151,7 +151,7 @@ class Trainer:
             OnDevice(device=device, std=case.architecture.init_std),
             World(rank=0, size=1, device=device, mesh=None),
             recompute_activations=case.recompute_activations,
-            **({"compile": True} if case.compile else {}),
+            compile=case.compile,
         )
         spec = Optimizer(lr=case.lr, betas=(0.9, 0.95), weight_decay=0.1, clip_norm=1.0)
         self.clip_norm = spec.clip_norm

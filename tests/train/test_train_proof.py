@@ -3,7 +3,7 @@
 import copy
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -285,7 +285,10 @@ def test_train_fp16_trains_what_fp32_does(
 
 
 def test_train_fp16_overflow_skips_the_update_and_resumes(
-    made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop_after: Callable[[int | None], None],
 ) -> None:
     """Infinite gradients spoil weights; a scale that is not in the checkpoint spoils the bits."""
     monkeypatch.setattr(numerics, "check", lambda *_: None)
@@ -299,11 +302,11 @@ def test_train_fp16_overflow_skips_the_update_and_resumes(
     skipped = [norm is None for norm in norms]
     assert 2 <= sum(skipped) < 15
     assert skipped == sorted(skipped, reverse=True)  # halved until it fits, then never again
-    monkeypatch.setenv("ROPEWALK_STOP_AFTER_SECONDS", "0")
+    stop_after(1)
     for _ in range(3):
         with pytest.raises(SystemExit):
             start(run, made, broken)
-    monkeypatch.delenv("ROPEWALK_STOP_AFTER_SECONDS")
+    stop_after(None)
     start(run, made, broken)
     assert exported(broken) == exported(whole)
     assert loop.math.isfinite(losses(whole)[-1])

@@ -1,12 +1,15 @@
-"""Interrupted and started again, a run ends in the same bits."""
+"""Interrupted and started again, a run ends in the same bits, or in a message."""
 
 import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from train_sample import RUN, changed, exported, losses, process, start
@@ -14,7 +17,7 @@ from train_sample import RUN, changed, exported, losses, process, start
 from ropewalk.base.canonical import digest
 from ropewalk.base.closure import closure
 from ropewalk.base.stage import StageError
-from ropewalk.train import stage
+from ropewalk.train import attempt, loop, segments, stage
 from ropewalk.train.spec import Phase
 from ropewalk.train.stop import BUDGET, EXIT_CODE
 
@@ -32,6 +35,16 @@ def undisturbed(made: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
     return folder
 
 
+def work_of(folder: Path) -> Path:
+    (work,) = folder.glob("work-*")
+    return work
+
+
+def ledger(folder: Path) -> list[dict[str, Any]]:
+    lines = (work_of(folder) / "segments.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
 def wait_for_step(child: subprocess.Popen[str], folder: Path, step: int) -> None:
     """Wait until a checkpoint of `step` or later stands in the only work folder."""
     while not any(
@@ -40,6 +53,13 @@ def wait_for_step(child: subprocess.Popen[str], folder: Path, step: int) -> None
     ):
         assert child.poll() is None, child.communicate()[0]
         time.sleep(0.005)
+
+
+def assert_same(folder: Path, undisturbed: Path) -> None:
+    assert exported(folder) == exported(undisturbed)
+    assert losses(folder) == losses(undisturbed)
+    manifests = [(p / "manifest.json").read_bytes() for p in (folder, undisturbed)]
+    assert manifests[0] == manifests[1]
 
 
 def test_train_killed_and_resumed_gives_the_same_bits(
@@ -56,16 +76,36 @@ def test_train_killed_and_resumed_gives_the_same_bits(
     output, _ = again.communicate()
     assert again.returncode == 0, output
     assert "going on from" in output
-    assert exported(tmp_path) == exported(undisturbed)
-    assert losses(tmp_path) == losses(undisturbed)
-    manifests = [(p / "manifest.json").read_bytes() for p in (tmp_path, undisturbed)]
-    assert manifests[0] == manifests[1]
-    work = next(tmp_path.glob("work-*"))
+    assert_same(tmp_path, undisturbed)
+    work = work_of(tmp_path)
     assert [p.name for p in (work / "checkpoints").iterdir()] == ["step-000030"]
-    segments = [json.loads(line) for line in (work / "segments.jsonl").read_text().splitlines()]
-    assert [s["event"] for s in segments] == ["start", "start", "end"]
-    assert segments[1]["from_step"] >= 5
-    assert segments[2]["to_step"] == 30
+    events = ledger(tmp_path)
+    assert [s["event"] for s in events] == ["start", "start", "end"]
+    assert events[1]["from_step"] >= 5
+    assert events[2]["to_step"] == 30
+    assert events[0]["checkpoint_code"] is None
+    assert events[1]["checkpoint_code"] == events[1]["code"]
+
+
+def test_train_killed_again_and_again_while_saving_in_the_background(
+    made: dict[str, Path], undisturbed: Path, tmp_path: Path
+) -> None:
+    """A checkpoint half committed, or of another step than it says, ends in other bits."""
+    run = changed(LONG, hardware={"checkpoint_in_background": True})
+    chance = random.Random(0)
+    for kill in range(4):
+        child = process(run, made, tmp_path)
+        if kill < 3:
+            wait_for_step(child, tmp_path, 4 + 8 * kill)
+            time.sleep(chance.uniform(0, 0.05))
+            child.send_signal(signal.SIGKILL)
+        output, _ = child.communicate()
+    assert child.returncode == 0, output
+    assert_same(tmp_path, undisturbed)
+    begun = [s["from_step"] for s in ledger(tmp_path) if s["event"] == "start"]
+    assert begun[0] == 0
+    assert begun[1:] == sorted(set(begun[1:]))
+    assert begun[-1] >= 20
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=["TERM", "USR1"])
@@ -89,32 +129,171 @@ def test_train_signal_leaves_a_checkpoint_and_75(
     assert not (tmp_path / "lease.json").exists()
 
 
-def test_train_time_budget_ends_with_75(
-    made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("place", ["objective", "train"], ids=["loading", "before the first step"])
+def test_train_signal_during_start_up_is_a_failure(
+    made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    """A job near the end of its slot must stop by itself, and go on from there."""
-    monkeypatch.setenv(BUDGET, "0")
-    for step in (1, 2):
-        with pytest.raises(SystemExit) as caught:
-            start(RUN, made, tmp_path)
-        assert caught.value.code == EXIT_CODE
-        assert f"after step {step} of 6" in str(caught.value)
-    monkeypatch.setenv(BUDGET, "soon")
-    with pytest.raises(StageError, match="'soon' is not a number"):
+    """With 75 a job whose time ends before its first step would be started again for ever."""
+
+    def signalled(*values: Any, **named: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*values, **named)
+
+    original = getattr(attempt, place)
+    monkeypatch.setattr(attempt, place, signalled)
+    with pytest.raises(StageError, match=r"by SIGTERM.*before it had made a step.*time limit") as e:
         start(RUN, made, tmp_path)
-    monkeypatch.delenv(BUDGET)
+    assert str(work_of(tmp_path)) in str(e.value)
+    assert "at step 0 of 6" in str(e.value)
+    assert not list(tmp_path.glob("work-*/checkpoints/*"))
+    assert not (tmp_path / "lease.json").exists()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    monkeypatch.undo()
     assert start(RUN, made, tmp_path).result["final_step"] == 6
 
 
-def test_train_damaged_checkpoint_is_not_used(
+def test_train_signal_during_the_first_step_keeps_the_step(
     made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A flipped bit in optimizer state would go on training without a sign."""
-    monkeypatch.setenv(BUDGET, "0")
-    for _ in range(3):
-        with pytest.raises(SystemExit):
+    """A long first step that was done must not be thrown away."""
+
+    def signalled(*values: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return original(*values)
+
+    original = loop.loss_sum
+    monkeypatch.setattr(loop, "loss_sum", signalled)
+    with pytest.raises(SystemExit, match="after step 2 of 6"):
+        start(RUN, made, tmp_path)
+    assert [p.name for p in work_of(tmp_path).glob("checkpoints/*")][-1:] == ["step-000002"]
+
+
+def test_train_time_budget_by_time_budget_to_the_same_end(
+    made: dict[str, Path],
+    undisturbed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A training longer than a job's time limit goes on in as many jobs as it takes."""
+    monkeypatch.setenv(segments.TRY_AGAIN, "1")
+    budget, stopped, finished = 0.05, 0, False
+    while not finished:  # as little time as lets a step be done on this machine, right now
+        monkeypatch.setenv(BUDGET, str(budget))
+        try:
+            start(LONG, made, tmp_path)
+            finished = True
+        except StageError as error:
+            assert "before it had made a step" in str(error)  # noqa: PT017
+            budget *= 1.3
+        except SystemExit as stop:
+            assert stop.code == EXIT_CODE  # noqa: PT017
+            stopped += 1
+    assert stopped > 1
+    assert_same(tmp_path, undisturbed)
+    steps = [s["from_step"] for s in ledger(tmp_path) if s["event"] == "start"]
+    assert steps == sorted(steps)
+    monkeypatch.setenv(BUDGET, "soon")
+    with pytest.raises(StageError, match="'soon' is not a number"):
+        start(LONG, made, tmp_path / "other")
+
+
+def test_train_without_progress_ends_quickly(made: dict[str, Path], tmp_path: Path) -> None:
+    """A loop that starts again whatever says 75 must end, though each attempt is stopped."""
+    codes = []
+    while not codes or codes[-1] == EXIT_CODE:
+        child = process(RUN, made, tmp_path, **{BUDGET: "0"})
+        output, _ = child.communicate()
+        codes.append(child.returncode)
+    assert codes == [1]
+    assert "before it had made a step" in output
+    assert BUDGET in output
+
+
+def test_train_attempts_without_fruit_are_refused(
+    made: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop_after: Callable[[int | None], None],
+) -> None:
+    """A run that is killed before its first checkpoint, every time, would burn jobs for ever."""
+    stop_after(2)
+    with pytest.raises(SystemExit):
+        start(RUN, made, tmp_path)
+    stop_after(0)
+    for _ in range(2):
+        with pytest.raises(StageError, match="before it had made a step"):
             start(RUN, made, tmp_path)
-    monkeypatch.delenv(BUDGET)
+    killed = {**ledger(tmp_path)[-2], "host": "node-7", "slurm_job": "4711"}
+    assert killed["event"] == "start"
+    with (work_of(tmp_path) / "segments.jsonl").open("a") as stream:
+        stream.write(json.dumps(killed) + "\n" + '{"event": "sta')  # and a line cut short
+    stop_after(None)
+    before = ledger_size(tmp_path)
+    with pytest.raises(StageError, match="last 3 attempts began at step 2 of 6") as caught:
+        start(RUN, made, tmp_path)
+    assert str(work_of(tmp_path) / "segments.jsonl") in str(caught.value)
+    assert "on node-7, Slurm job 4711: killed" in str(caught.value)
+    assert ledger_size(tmp_path) == before  # a refusal is no attempt
+    monkeypatch.setenv(segments.TRY_AGAIN, "1")
+    assert start(RUN, made, tmp_path).result["final_step"] == 6
+    assert [a.to_step for a in segments.attempts(work_of(tmp_path))] == [2, 2, 2, None, 6]
+
+
+def ledger_size(folder: Path) -> int:
+    return (work_of(folder) / "segments.jsonl").stat().st_size
+
+
+def test_train_refusal_by_hand(tmp_path: Path) -> None:
+    """Progress, an end in order, or another step make an attempt one that may be repeated."""
+
+    def attempted(step: int, to: int | None = None, *, error: bool = False) -> None:
+        with contextlib.suppress(RuntimeError):
+            segment = segments.Segment(
+                tmp_path, writes=True, from_step=step, facts={"code": f"code-{step}"}
+            )
+            segment.__enter__()
+            if error:
+                segment.__exit__(RuntimeError, None, None)
+            elif to is not None:
+                segment.reached(to)
+                segment.__exit__(None, None, None)
+
+    def refused(step: int) -> bool:
+        return segments.refusal(tmp_path, step, 9) is not None
+
+    assert not refused(0)
+    attempted(0)
+    attempted(0, error=True)
+    assert not refused(0)
+    attempted(0, 0)
+    assert refused(0)
+    assert not refused(1)  # the third left a checkpoint before it was killed
+    attempted(0, 4)
+    assert not refused(0)
+    for _ in range(3):
+        attempted(4)
+    assert refused(4)
+    attempted(9, 9)  # the end, exported again
+    attempted(9, 9)
+    attempted(9, 9)
+    assert not refused(9)
+    for _ in range(3):
+        attempted(9, error=True)
+    assert refused(9)
+    assert segments.codes(tmp_path, 9) == [
+        {"from_step": 0, "code": "code-0"},
+        {"from_step": 4, "code": "code-4"},
+    ]
+
+
+def test_train_damaged_checkpoint_is_not_used(
+    made: dict[str, Path], tmp_path: Path, stop_after: Callable[[int | None], None]
+) -> None:
+    """A flipped bit in optimizer state would go on training without a sign."""
+    stop_after(3)
+    with pytest.raises(SystemExit):
+        start(RUN, made, tmp_path)
+    stop_after(None)
     kept = sorted(tmp_path.glob("work-*/checkpoints/*"))
     assert [p.name for p in kept] == ["step-000002", "step-000003"]
     file = next(kept[1].glob("*.distcp"))
@@ -122,8 +301,7 @@ def test_train_damaged_checkpoint_is_not_used(
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
     start(RUN, made, tmp_path)
-    segments = next(tmp_path.glob("work-*/segments.jsonl")).read_text().splitlines()
-    assert json.loads(segments[-1])["from_step"] == 2
+    assert ledger(tmp_path)[-1]["from_step"] == 2
 
 
 def test_train_other_code_starts_over(
@@ -131,9 +309,10 @@ def test_train_other_code_starts_over(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    stop_after: Callable[[int | None], None],
 ) -> None:
     """Half a run by one code and half by another is a run by none."""
-    monkeypatch.setenv(BUDGET, "0")
+    stop_after(1)
     with pytest.raises(SystemExit):
         start(RUN, made, tmp_path)
     identity = next(tmp_path.glob("work-*/identity.json"))
@@ -153,16 +332,34 @@ def test_train_other_code_starts_over(
     assert "begun by other code (feedbeef" in capsys.readouterr().out
 
 
+def test_train_code_of_every_step_stands_in_the_manifest(
+    made: dict[str, Path], tmp_path: Path, stop_after: Callable[[int | None], None]
+) -> None:
+    """A run of two codes, once allowed, must never look like a run of one."""
+    stop_after(2)
+    with pytest.raises(SystemExit):
+        start(RUN, made, tmp_path)
+    file = work_of(tmp_path) / "segments.jsonl"
+    code = ledger(tmp_path)[0]["code"]
+    file.write_text(file.read_text().replace(code, "feedbeef"))  # other code did these
+    stop_after(None)
+    found = start(RUN, made, tmp_path).result
+    assert found["code_by_step"] == [
+        {"from_step": 0, "code": "feedbeef"},
+        {"from_step": 2, "code": code},
+    ]
+
+
 def test_train_finished_run_is_only_exported_again(made: dict[str, Path], tmp_path: Path) -> None:
     """A damaged export costs seconds, a damaged snapshot the training: never a wrong file."""
     run = changed(RUN, snapshot_steps=(3,))
     start(run, made, tmp_path)
     before = exported(tmp_path)
-    (tmp_path / "final" / "model.safetensors").write_bytes(b"damaged")
-    start(run, made, tmp_path)
-    segments = next(tmp_path.glob("work-*/segments.jsonl")).read_text().splitlines()
-    assert json.loads(segments[-1])["from_step"] == 6
-    assert exported(tmp_path) == before
+    for _ in range(segments.FRUITLESS + 1):
+        (tmp_path / "final" / "model.safetensors").write_bytes(b"damaged")
+        start(run, made, tmp_path)
+        assert ledger(tmp_path)[-1]["from_step"] == 6
+        assert exported(tmp_path) == before
     (tmp_path / "step-000003" / "model.safetensors").write_bytes(b"damaged")
     start(run, made, tmp_path)
     assert exported(tmp_path) == before
@@ -170,10 +367,79 @@ def test_train_finished_run_is_only_exported_again(made: dict[str, Path], tmp_pa
     assert json.loads((new / "segments.jsonl").read_text().splitlines()[0])["from_step"] == 0
 
 
+def test_train_leftovers_of_a_kill_are_removed(
+    made: dict[str, Path], tmp_path: Path, stop_after: Callable[[int | None], None]
+) -> None:
+    """Half an export, or a work folder with nothing in it, must not look like something made."""
+    stop_after(1)
+    with pytest.raises(SystemExit):
+        start(RUN, made, tmp_path)
+    work = work_of(tmp_path)
+    for left in (tmp_path / "step-000003.1.partial", work / "identity.json.1.partial"):
+        left.mkdir()
+        (left / "file").touch()
+    stop_after(None)
+    start(RUN, made, tmp_path)
+    assert not list(tmp_path.rglob("*.partial*"))
+    empty = tmp_path / "empty" / work.name
+    empty.mkdir(parents=True)
+    start(RUN, made, empty.parent)
+    assert [p.name for p in empty.parent.glob("work-*")] == [work.name]
+
+
+def test_train_resumed_on_another_number_of_processes(
+    made: dict[str, Path],
+    undisturbed: Path,
+    tmp_path: Path,
+    stop_after: Callable[[int | None], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """1 -> 2 -> 1 processes read the same data in the same order and train the same model.
+
+    The signal in between reaches every process of the step, as Slurm's do: torch's launcher would
+    end of it, and its workers with it.
+    """
+    stop_after(5)
+    with pytest.raises(SystemExit):
+        start(LONG, made, tmp_path)
+    run = changed(LONG, hardware={"processes": 2, "checkpoint_in_background": True})
+    child = process(run, made, tmp_path)
+    wait_for_step(child, tmp_path, 9)
+    for pid in family(child.pid):
+        os.kill(pid, signal.SIGUSR1)
+    output, _ = child.communicate()
+    assert child.returncode == EXIT_CODE, output
+    stop_after(None)
+    start(LONG, made, tmp_path)
+    starts = [s for s in ledger(tmp_path) if s["event"] == "start"]
+    assert [s["processes"] for s in starts] == [1, 2, 1]
+    assert 5 == starts[1]["from_step"] < starts[2]["from_step"] < 30
+    found, expected = losses(tmp_path), losses(undisturbed)
+    assert found[:5] == expected[:5]
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def family(pid: int) -> list[int]:
+    """Return a process and all that came from it."""
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                stat = (entry / "stat").read_text().rpartition(")")[2].split()
+                parents[int(entry.name)] = int(stat[1])
+    found = [pid]
+    for one in found:
+        found.extend(child for child, parent in parents.items() if parent == one)
+    return found
+
+
 @pytest.mark.slow
-def test_train_two_processes_killed_and_resumed(made: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("background", [False, True], ids=["waiting", "background"])
+def test_train_two_processes_killed_and_resumed(
+    made: dict[str, Path], tmp_path: Path, background: bool
+) -> None:
     """Sharded state is restored to the bit, and the killed stage leaves no process behind."""
-    run = changed(LONG, hardware={"processes": 2})
+    run = changed(LONG, hardware={"processes": 2, "checkpoint_in_background": background})
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     first = process(run, made, whole)
     output, _ = first.communicate()
@@ -191,8 +457,7 @@ def test_train_two_processes_killed_and_resumed(made: dict[str, Path], tmp_path:
     output, _ = again.communicate()
     assert again.returncode == 0, output
     assert "going on from" in output
-    assert exported(broken) == exported(whole)
-    assert losses(broken) == losses(whole)
+    assert_same(broken, whole)
 
 
 def _command_lines() -> list[str]:

@@ -1,10 +1,6 @@
 """One attempt at a run by one process of its world: go on from the newest checkpoint, export."""
 
 import dataclasses
-import json
-import os
-import socket
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,13 +12,15 @@ from ropewalk.base.spec import decode
 from ropewalk.base.stage import Job, StageError
 from ropewalk.data.loader import Loader, Windows
 from ropewalk.train import checkpoint
-from ropewalk.train.checkpoint import Progress
+from ropewalk.train.checkpoint import Progress, Record
 from ropewalk.train.export import export
 from ropewalk.train.lease import Lease, Owner
 from ropewalk.train.loop import Training, train
+from ropewalk.train.machine import machine
 from ropewalk.train.optimizer import adamw
 from ropewalk.train.origin import source
 from ropewalk.train.rows import Data, check
+from ropewalk.train.segments import Segment, refusal
 from ropewalk.train.sharding import objective
 from ropewalk.train.spec import Run, TrainJob
 from ropewalk.train.stop import StopRequest
@@ -60,6 +58,7 @@ class Assignment:
 class Outcome:
     """Where an attempt ended."""
 
+    from_step: int  # where it began
     step: int
     steps: int  # of the whole run
     tokens: int
@@ -99,14 +98,37 @@ def attempt(given: Assignment, world: World, stop: StopRequest) -> Outcome:
     """Train until the end or until a stop is requested; at the end, export `final`.
 
     Raises:
-        StageError: for settings this machine cannot do, or a loss that is not finite.
+        StageError: for settings this machine cannot do, a loss that is not finite, or a run that
+            several attempts have not brought forward.
     """
+    stretches = timetable(given.spec.run)
+    found = checkpoint.latest(given.work / "checkpoints", world)
+    step = 0 if found is None else found[1].progress.step
+    refused = refusal(given.work, step, stretches[-1].first + stretches[-1].steps)
+    if refused := world.gather(refused)[0]:  # all say what the first has read
+        raise StageError(refused)
+    facts = {
+        "code": given.code,
+        "checkpoint_code": None if found is None else found[1].code,  # of what it goes on from
+        "device": given.spec.run.hardware.device,
+        "processes": world.size,
+    }
+    with Segment(given.work, writes=world.first, from_step=step, facts=facts) as segment:
+        return _attempt(given, world, stop, stretches, found, segment)
+
+
+def _attempt(
+    given: Assignment,
+    world: World,
+    stop: StopRequest,
+    stretches: tuple[Stretch, ...],
+    found: tuple[Path, Record] | None,
+    segment: Segment,
+) -> Outcome:
     run, inputs, work = given.spec.run, given.manifests, given.work
     if run.optimizer is None or run.schedule is None:
         raise StageError("optimizer, schedule: missing; a run with phases needs both")
-    stretches = timetable(run)
     weights = None if given.weights is None else Path(given.weights)
-    found = checkpoint.latest(work / "checkpoints", world)
     model = objective(
         run.architecture,
         stretches[0].phase.rope,
@@ -134,6 +156,7 @@ def attempt(given: Assignment, world: World, stop: StopRequest) -> Outcome:
         objective=model,
         optimizer=optimizer,
         world=world,
+        machine=machine(world.device, world.size, run.numerics),
         work=work,
         code=given.code,
         stop=stop,
@@ -142,18 +165,19 @@ def attempt(given: Assignment, world: World, stop: StopRequest) -> Outcome:
         ),
         still_mine=lease.check,
     )
-    with _Segment(given, world, progress.step) as segment:
-        progress = train(training, progress)
-        segment.reached(progress.step)
-        outcome = Outcome(
-            step=progress.step,
-            steps=training.steps,
-            tokens=progress.tokens,
-            parameters=sum(p.numel() for p in model.parameters()),
-        )
-        if outcome.finished:
-            last = stretch_of(stretches, progress.step)
-            _snapshot(given, training, inputs["tokenizer"], "final", last)
+    from_step = progress.step
+    progress = train(training, progress)
+    segment.reached(progress.step)
+    outcome = Outcome(
+        from_step=from_step,
+        step=progress.step,
+        steps=training.steps,
+        tokens=progress.tokens,
+        parameters=sum(p.numel() for p in model.parameters()),
+    )
+    if outcome.finished:
+        last = stretch_of(stretches, progress.step)
+        _snapshot(given, training, inputs["tokenizer"], "final", last)
     return outcome
 
 
@@ -200,40 +224,3 @@ def _snapshot(
         ]
         write_json(record, plain(noted))
     world.barrier()
-
-
-class _Segment:
-    """The stretch of a run that one attempt did, appended to `segments.jsonl` when it ends."""
-
-    def __init__(self, given: Assignment, world: World, first: int) -> None:
-        self._file = given.work / "segments.jsonl"
-        self._writes = world.first
-        self._clock = time.monotonic()
-        self._entry: dict[str, Any] = {
-            "from_step": first,
-            "code": given.code,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "slurm_job": os.environ.get("SLURM_JOB_ID"),
-            "device": given.spec.run.hardware.device,
-            "processes": world.size,
-            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        }
-
-    def __enter__(self) -> "_Segment":
-        self._append({"event": "start", **self._entry})
-        return self
-
-    def reached(self, step: int) -> None:
-        """Note the step the attempt ended at."""
-        self._entry["to_step"] = step
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        seconds = round(time.monotonic() - self._clock, 3)
-        error = None if kind is None else kind.__name__
-        self._append({"event": "end", **self._entry, "seconds": seconds, "error": error})
-
-    def _append(self, entry: dict[str, Any]) -> None:
-        if self._writes:
-            with self._file.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(entry, sort_keys=True) + "\n")

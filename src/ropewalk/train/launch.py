@@ -1,10 +1,11 @@
 """Starting the processes of a run: here, or over the nodes of a Slurm job.
 
-Workers are started by torch's own launcher. Over several nodes `srun` starts this module once per
-node, because node number and node list exist only inside its step.
+Workers are started by torch's own launcher, and that by this module. Over several nodes `srun`
+starts it once per node, because node number and node list exist only inside its step.
 """
 
 import os
+import signal
 import subprocess
 import sys
 import zlib
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from ropewalk.base.stage import StageError
 from ropewalk.train.spec import Hardware
+from ropewalk.train.stop import DEADLINE
 
 WORKER = "ropewalk.train.worker"
 SHUTDOWN_SECONDS = "600"  # for workers to write a checkpoint after a signal
@@ -23,9 +25,9 @@ def command(job: Path, hardware: Hardware) -> list[str]:
     Raises:
         StageError: for several nodes outside a Slurm job, or processes that do not divide.
     """
+    start = [sys.executable, "-m", "ropewalk.train.launch", str(hardware.nodes)]
     if hardware.nodes == 1:
-        rendezvous = ["--standalone", f"--nproc-per-node={hardware.processes}"]
-        return _torchrun(rendezvous, job)
+        return [*start, str(hardware.processes), str(job)]
     if "SLURM_JOB_ID" not in os.environ:
         raise StageError(
             f"hardware.nodes: {hardware.nodes} nodes need a Slurm job; run the stage with the "
@@ -38,12 +40,16 @@ def command(job: Path, hardware: Hardware) -> list[str]:
         )
     per_node = hardware.processes // hardware.nodes
     srun = ["srun", f"--nodes={hardware.nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
-    return [*srun, sys.executable, "-m", "ropewalk.train.launch", str(per_node), str(job)]
+    return [*srun, *start, str(per_node), str(job)]
 
 
-def environment() -> dict[str, str]:
-    """Return the environment of the launcher: time for a checkpoint after a signal."""
-    return {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": SHUTDOWN_SECONDS, **os.environ}
+def environment(deadline: float | None) -> dict[str, str]:
+    """Return the environment of the launcher: time for a checkpoint after a signal.
+
+    `deadline`, in seconds since the epoch, is when the workers have to stop.
+    """
+    until = {} if deadline is None else {DEADLINE: repr(deadline)}
+    return {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": SHUTDOWN_SECONDS, **os.environ, **until}
 
 
 def rendezvous_in_slurm(per_node: int) -> list[str]:
@@ -82,6 +88,15 @@ def _torchrun(rendezvous: list[str], job: Path) -> list[str]:
     ]
 
 
-if __name__ == "__main__":
-    arguments = _torchrun(rendezvous_in_slurm(int(sys.argv[1])), Path(sys.argv[2]))
+def main(nodes: int, per_node: int, job: Path) -> None:
+    """Become torch's launcher of this node's processes."""
+    # Slurm signals every process of a step. SIGUSR1 would end the launcher; it inherits that the
+    # signal is held back, and so do the workers, until they listen.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+    one = ["--standalone", f"--nproc-per-node={per_node}"]
+    arguments = _torchrun(one if nodes == 1 else rendezvous_in_slurm(per_node), job)
     os.execv(arguments[0], arguments)  # noqa: S606
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

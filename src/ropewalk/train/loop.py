@@ -5,21 +5,26 @@ by the number of its targets, over all processes and forward passes. So 1 x 8, 2
 passes of 1 sequence train the same model.
 """
 
+import contextlib
 import dataclasses
+import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
+from ropewalk.base.canonical import plain
 from ropewalk.base.stage import StageError
 from ropewalk.model import numerics
-from ropewalk.model.rotary import set_rope
+from ropewalk.model.flops import attended_pairs, model_flops_per_token, step_flops
 from ropewalk.model.forward import Objective, inputs, loss_sum
+from ropewalk.model.rotary import set_rope
 from ropewalk.train import checkpoint
-from ropewalk.train.checkpoint import Progress
+from ropewalk.train.checkpoint import Checkpoints, Progress
+from ropewalk.train.machine import Machine, memory_bytes
 from ropewalk.train.metrics import Metrics, MetricsLog
 from ropewalk.train.optimizer import (
     LossScale,
@@ -28,6 +33,7 @@ from ropewalk.train.optimizer import (
     set_learning_rate,
 )
 from ropewalk.train.rows import Rows
+from ropewalk.train.saving import Saving
 from ropewalk.train.schedule import share
 from ropewalk.train.spec import Optimizer, Run, Schedule
 from ropewalk.train.stop import StopRequest
@@ -54,6 +60,7 @@ class Training:
     objective: Objective
     optimizer: torch.optim.Optimizer
     world: World
+    machine: Machine
     work: Path  # checkpoints and metrics
     code: str  # digest, recorded in checkpoints
     stop: StopRequest
@@ -69,16 +76,22 @@ class Training:
 def train(training: Training, progress: Progress) -> Progress:
     """Go on from `progress` (weights and optimizer state are those of it) and return where it ends.
 
-    That is the last step, or earlier if a stop was requested; either way there is a checkpoint.
+    That is the last step, or earlier if a stop was requested, and there is a checkpoint of it. A
+    stop requested before the first step leaves everything as it is and returns `progress`.
 
     Raises:
-        StageError: for a loss or gradient that is not finite, naming the last good checkpoint.
+        StageError: for a loss or gradient that is not finite, naming the last good checkpoint, and
+            for a checkpoint that cannot be written.
     """
     world, run = training.world, training.run
+    if progress.step < training.steps and world.sum(training.stop.pending())[0]:
+        return progress
     log = _log(training, progress)
-    saved_at, saved_step = time.monotonic(), progress.step
     try:
-        with numerics.applied(run.numerics, world.device):
+        with (
+            _saving(training, progress, log) as saving,
+            numerics.applied(run.numerics, world.device),
+        ):
             if progress.step == 0 and 0 in run.snapshot_steps:
                 training.snapshot(0, training.stretches[0])
             for stretch in training.stretches:
@@ -87,16 +100,12 @@ def train(training: Training, progress: Progress) -> Progress:
                 set_rope(training.objective.model, run.architecture, stretch.phase.rope)
                 batches = training.batches(stretch)
                 while progress.step < stretch.first + stretch.steps:
-                    due = time.monotonic() - saved_at >= run.hardware.checkpoint_every_seconds
-                    progress, due, stopping = _step(
-                        training, stretch, batches, progress, log, due, saved_step
+                    progress, wished = _step(
+                        training, stretch, batches, progress, log, saving.wanted(), saving.step
                     )
                     if progress.step in run.snapshot_steps and progress.step < training.steps:
                         training.snapshot(progress.step, stretch)
-                    if due or stopping or progress.step == training.steps:
-                        _save(training, progress, log)
-                        saved_at, saved_step = time.monotonic(), progress.step
-                    if stopping:
+                    if saving.after(progress, wished):
                         return progress
     finally:
         if log is not None:
@@ -110,10 +119,10 @@ def _step(
     batches: Batches,
     progress: Progress,
     log: MetricsLog | None,
-    checkpoint_due: bool,
+    wanted: tuple[float, ...],
     saved_step: int,
-) -> tuple[Progress, bool, bool]:
-    """Do one optimizer step; return the progress, and whether to save and to stop after it."""
+) -> tuple[Progress, list[float]]:
+    """Do one optimizer step; return the progress, and `wanted` summed over all processes."""
     world, spec = training.world, training.optimizer_spec
     clock = time.monotonic()
     step = progress.step
@@ -129,9 +138,7 @@ def _step(
         for rows in forward_rows(stretch, training.run.hardware)
     ]
     # One exchange: the targets of the step, and what any process wants to happen after it.
-    targets, due, stopping = world.sum(
-        sum(p.targets for p in passes), world.first and checkpoint_due, training.stop.pending()
-    )
+    targets, *wished = world.sum(sum(p.targets for p in passes), *wanted)
     if targets == 0:
         raise StageError(
             f"step {step} has no targets: every segment of its windows is one token or a prompt"
@@ -148,34 +155,48 @@ def _step(
     parameters = list(training.objective.parameters())
     scale_gradients(parameters, 1 / factor)
     norm = float(gradient_norm(parameters))
-    loss_mean = world.sum(float(total))[0] / targets
+    pairs = attended_pairs(itertools.chain.from_iterable(p.segments.rows for p in passes))
+    loss_total, pairs_total = world.sum(float(total), pairs)
+    loss_mean = loss_total / targets
 
+    lr = spec.lr * share(training.schedule, step, training.steps)
     overflow = fp16 and math.isfinite(loss_mean) and not math.isfinite(norm)
     if overflow and factor > 1:
         scale = progress.scale.after(finite=False)  # too large a factor: leave this update out
     else:
+        overflow = False
         _refuse_non_finite(loss_mean, norm, step, saved_step, training.work)
         scale = progress.scale.after(finite=True) if fp16 else LossScale()
         if spec.clip_norm is not None and norm > spec.clip_norm:
             scale_gradients(parameters, spec.clip_norm / norm)
-        lr = spec.lr * share(training.schedule, step, training.steps)
         set_learning_rate(training.optimizer, lr)
         training.optimizer.step()
     training.optimizer.zero_grad(set_to_none=True)
 
     after = Progress(step=step + 1, tokens=progress.tokens + stretch.tokens_per_step, scale=scale)
+    memory = world.most(memory_bytes(world.device))
     if log is not None:
+        seconds = time.monotonic() - clock
+        tokens = stretch.tokens_per_step
+        flops = step_flops(training.run.architecture, tokens=tokens, pairs=int(pairs_total))
         log.add(
             Metrics(
                 step=after.step,
                 tokens=after.tokens,
                 loss=loss_mean,
-                lr=spec.lr * share(training.schedule, step, training.steps),
+                lr=lr,
                 grad_norm=norm if math.isfinite(norm) else None,
-                tokens_per_second=stretch.tokens_per_step / (time.monotonic() - clock),
+                phase=training.stretches.index(stretch),
+                sequences=(after.step - stretch.first) * stretch.sequences,
+                scale=factor if fp16 else None,
+                skipped=overflow if fp16 else None,
+                tokens_per_second=tokens / seconds,
+                flops_per_second=flops / seconds,
+                mfu=training.machine.mfu(flops / seconds),
+                memory_bytes=int(memory),
             )
         )
-    return after, due > 0, stopping > 0
+    return after, wished
 
 
 def _refuse_non_finite(loss: float, norm: float, step: int, saved: int, work: Path) -> None:
@@ -189,21 +210,46 @@ def _refuse_non_finite(loss: float, norm: float, step: int, saved: int, work: Pa
     )
 
 
-def _save(training: Training, progress: Progress, log: MetricsLog | None) -> None:
-    if log is not None:
-        training.still_mine()
-        log.sync()
-    checkpoint.save(
+@contextlib.contextmanager
+def _saving(training: Training, progress: Progress, log: MetricsLog | None) -> Iterator[Saving]:
+    """Yield what saves the run; what it has in flight at the end of the block is given up."""
+
+    def ready() -> None:
+        if log is not None:
+            training.still_mine()
+            log.sync()
+
+    with Checkpoints(
         training.work / "checkpoints",
         training.objective,
         training.optimizer,
-        progress,
         training.code,
         training.world,
-    )
+        training.run.hardware,
+        step=progress.step,
+    ) as checkpoints:
+        yield Saving(
+            checkpoints,
+            training.world,
+            training.stop,
+            every_seconds=training.run.hardware.checkpoint_every_seconds,
+            steps=training.steps,
+            ready=ready,
+        )
 
 
 def _log(training: Training, progress: Progress) -> MetricsLog | None:
     if not training.world.first:
         return None
-    return MetricsLog(training.work, after_step=progress.step, steps=training.steps)
+    run = training.run
+    return MetricsLog(
+        training.work,
+        after_step=progress.step,
+        steps=training.steps,
+        machine=training.machine,
+        model_flops_per_token=[
+            model_flops_per_token(run.architecture, s.phase.length_tokens)
+            for s in training.stretches
+        ],
+        config=plain(run),
+    )

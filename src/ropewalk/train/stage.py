@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ropewalk.base.canonical import plain
-from ropewalk.base.files import read_json, write_json
+from ropewalk.base.files import PARTIAL, read_json, write_json
 from ropewalk.base.manifest import File, damage
 from ropewalk.base.spec import decode
 from ropewalk.base.stage import Job, StageError
-from ropewalk.train import checkpoint, launch, metrics, stop, worker
+from ropewalk.train import checkpoint, launch, metrics, segments, stop, worker
 from ropewalk.train.adopt import adopt
 from ropewalk.train.attempt import (
     SNAPSHOTS,
@@ -38,7 +38,8 @@ def work(job: Job) -> tuple[Iterable[Path], Mapping[str, Any]]:
 
     Raises:
         StoppedEarlyError: the process was asked to stop and left a checkpoint (exit code 75).
-        StageError: for settings this machine cannot do, a second writer, or a bad loss.
+        StageError: for settings this machine cannot do, a second writer, a bad loss, or a run that
+            makes no progress.
     """
     spec: TrainJob = job.spec
     run = spec.run
@@ -46,21 +47,35 @@ def work(job: Job) -> tuple[Iterable[Path], Mapping[str, Any]]:
     with held(job.folder / LEASE) as lease:
         if not run.phases:
             parameters = adopt(run, weights, job.input("tokenizer"), job.folder / "final")
-            return _artifact(job, Outcome(step=0, steps=0, tokens=0, parameters=parameters))
+            nothing = Outcome(from_step=0, step=0, steps=0, tokens=0, parameters=parameters)
+            return _artifact(job, nothing)
         given = assignment(job, weights, lease)
-        _make_work_folder(job, given.work)
-        request_file = given.work / worker.STOP
-        request_file.unlink(missing_ok=True)
-        with stop.listening(request_file) as request:
+        with stop.listening(given.work / worker.STOP) as request:
+            _make_work_folder(job, given.work)
+            request.file.unlink(missing_ok=True)
             if run.hardware.processes == 1:
                 with alone(run.hardware) as world:
                     outcome = attempt(given, world, request)
             else:
                 outcome = _launched(given, request)
         if not outcome.finished:
+            if outcome.step == outcome.from_step:
+                raise StageError(_no_step(given.work, outcome, request))
             raise StoppedEarlyError(outcome.step, outcome.steps)
-        checkpoint.prune(given.work / "checkpoints", keep=1)
+        checkpoint.prune(given.work / "checkpoints", keep=1, newest=outcome.step)
         return _artifact(job, outcome)
+
+
+def _no_step(work: Path, outcome: Outcome, request: StopRequest) -> str:
+    """Return what to tell somebody whose run would be started again and again for nothing."""
+    by = f" {reason}" if (reason := request.reason()) else ""
+    return (
+        f"{work}: this attempt was asked to stop{by}, within {request.seconds():.0f} s and before "
+        f"it had made a step: the run stands at step {outcome.step} of {outcome.steps} as before. "
+        f"If nobody cancelled it, its time limit ({stop.BUDGET}, or the runtime of the Slurm job) "
+        "is too short for start-up and one step: give it more time, or make a step shorter (a "
+        "smaller batch, more processes), and start again"
+    )
 
 
 def _launched(given: Assignment, request: StopRequest) -> Outcome:
@@ -72,7 +87,7 @@ def _launched(given: Assignment, request: StopRequest) -> Outcome:
     # file, so that the launcher does not kill them in the middle of a checkpoint.
     process = subprocess.Popen(
         launch.command(file, given.spec.run.hardware),
-        env=launch.environment(),
+        env=launch.environment(request.deadline),
         start_new_session=True,
     )
     try:
@@ -85,9 +100,10 @@ def _launched(given: Assignment, request: StopRequest) -> Outcome:
             process.terminate()
             process.wait()
     if not left.is_file():
+        asked = f", after it was asked to stop {why}" if (why := request.reason()) else ""
         raise StageError(
             f"the {given.spec.run.hardware.processes} training processes ended with exit code "
-            f"{process.returncode} before the run was done; the reason stands above"
+            f"{process.returncode} before the run was done{asked}; the reason stands above"
         )
     return decode(Outcome, read_json(left))
 
@@ -95,6 +111,11 @@ def _launched(given: Assignment, request: StopRequest) -> Outcome:
 def _make_work_folder(job: Job, folder: Path) -> None:
     """Make the work folder, or keep the one that stands there if going on from it is right."""
     record = folder / "identity.json"
+    # What a killed attempt was writing; nobody else writes here, this process holds the lease.
+    for path in [*job.folder.glob(f"*{PARTIAL}"), *folder.glob(f"*{PARTIAL}")]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if folder.exists() and not any(folder.iterdir()):
+        folder.rmdir()
     if folder.exists():
         begun = read_json(record) if record.is_file() else {}
         made_by = begun.get("code", "unknown")
@@ -155,7 +176,9 @@ def _artifact(job: Job, outcome: Outcome) -> tuple[list[Path], dict[str, Any]]:
         if spec.run.phases and step < outcome.step
     }
     snapshots[str(outcome.step)] = "final"
-    entries = metrics.read(work_folder(job.folder, job.recipe) / "metrics.jsonl")
+    work = work_folder(job.folder, job.recipe)
+    codes = segments.codes(work, outcome.steps)
+    entries = metrics.read(work / "metrics.jsonl")
     files = [
         file
         for name in snapshots.values()
@@ -169,4 +192,6 @@ def _artifact(job: Job, outcome: Outcome) -> tuple[list[Path], dict[str, Any]]:
         "parameters": outcome.parameters,
         "snapshots": snapshots,
         "loss_curve": metrics.curve(entries),
+        # Only where somebody let other code go on: else the code is no fact of the run.
+        **({"code_by_step": codes} if len(codes) > 1 else {}),
     }

@@ -22,6 +22,8 @@ class World:
     size: int
     device: torch.device
     mesh: DeviceMesh | None
+    # Its own group: messages of a thread that writes a checkpoint must not mix with training's.
+    writers: dist.ProcessGroup | None = None
 
     @property
     def first(self) -> bool:
@@ -35,6 +37,14 @@ class World:
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(total)
         return [float(value) for value in total.tolist()]
+
+    def most(self, value: float) -> float:
+        """Return the largest value of all processes (float64)."""
+        if self.size == 1:
+            return value
+        largest = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return float(largest)
 
     def gather(self, value: Any) -> list[Any]:
         """Return every process's value, by rank."""
@@ -82,7 +92,8 @@ def joined(hardware: Hardware) -> Iterator[World]:
     device = device_of(hardware, int(os.environ["LOCAL_RANK"]))
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    # Checkpoints agree over the CPU, in the background, whatever training computes on.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     size = dist.get_world_size()
     if size != hardware.processes:
         raise StageError(
@@ -90,7 +101,8 @@ def joined(hardware: Hardware) -> Iterator[World]:
             f"{size}"
         )
     mesh = init_device_mesh(device.type, (size,), mesh_dim_names=("data",))
+    writers = dist.new_group(backend="gloo")
     try:
-        yield World(rank=dist.get_rank(), size=size, device=device, mesh=mesh)
+        yield World(rank=dist.get_rank(), size=size, device=device, mesh=mesh, writers=writers)
     finally:
         dist.destroy_process_group()
