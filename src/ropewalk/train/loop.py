@@ -86,31 +86,37 @@ def train(training: Training, progress: Progress) -> Progress:
     world, run = training.world, training.run
     if progress.step < training.steps and world.sum(training.stop.pending())[0]:
         return progress
-    log = _log(training, progress)
-    try:
-        with (
-            _saving(training, progress, log) as saving,
-            numerics.applied(run.numerics, world.device),
-        ):
-            if progress.step == 0 and 0 in run.snapshot_steps:
-                training.snapshot(0, training.stretches[0])
-            for stretch in training.stretches:
-                if progress.step >= stretch.first + stretch.steps:
-                    continue
-                set_rope(training.objective.model, run.architecture, stretch.phase.rope)
-                batches = training.batches(stretch)
-                while progress.step < stretch.first + stretch.steps:
-                    progress, wished = _step(
-                        training, stretch, batches, progress, log, saving.wanted(), saving.step
-                    )
-                    if progress.step in run.snapshot_steps and progress.step < training.steps:
-                        training.snapshot(progress.step, stretch)
-                    if saving.after(progress, wished):
-                        return progress
-    finally:
-        if log is not None:
-            log.close()
+    with (
+        _log(training, progress) as log,
+        _saving(training, progress, log) as saving,
+        numerics.applied(run.numerics, world.device),
+    ):
+        if progress.step == 0 and 0 in run.snapshot_steps:
+            training.snapshot(0, training.stretches[0])
+        for stretch in training.stretches:
+            if progress.step >= stretch.first + stretch.steps:
+                continue
+            set_rope(training.objective.model, run.architecture, stretch.phase.rope)
+            batches = training.batches(stretch)
+            while progress.step < stretch.first + stretch.steps:
+                progress, wished = _step(
+                    training, stretch, batches, progress, log, saving.wanted(), saving.step
+                )
+                if progress.step in run.snapshot_steps and progress.step < training.steps:
+                    training.snapshot(progress.step, stretch)
+                if saving.after(progress, wished):
+                    return progress
     return progress
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Gradients:
+    """What one step computed; the gradients themselves lie at the parameters, unclipped."""
+
+    loss: float  # mean over all targets of the step, nats
+    norm: float  # L2, over all processes
+    pairs: int  # (query, key) pairs attended to
+    wished: list[float]  # what the processes want to happen after the step, summed
 
 
 def _step(
@@ -126,6 +132,58 @@ def _step(
     world, spec = training.world, training.optimizer_spec
     clock = time.monotonic()
     step = progress.step
+    fp16 = training.run.numerics.precision == "fp16"
+    factor = progress.scale.factor if fp16 else 1.0
+    found = _gradients(training, stretch, batches, step, factor, wanted)
+
+    lr = spec.lr * share(training.schedule, step, training.steps)
+    # Too large a factor: the update is left out, unless there is no factor left to blame.
+    overflow = fp16 and factor > 1 and math.isfinite(found.loss) and not math.isfinite(found.norm)
+    if not overflow:
+        _refuse_non_finite(found.loss, found.norm, step, saved_step, training.work)
+        if spec.clip_norm is not None and found.norm > spec.clip_norm:
+            scale_gradients(training.objective.parameters(), spec.clip_norm / found.norm)
+        set_learning_rate(training.optimizer, lr)
+        training.optimizer.step()
+    training.optimizer.zero_grad(set_to_none=True)
+
+    scale = progress.scale.after(finite=not overflow) if fp16 else LossScale()
+    tokens = stretch.tokens_per_step
+    after = Progress(step=step + 1, tokens=progress.tokens + tokens, scale=scale)
+    memory = world.most(memory_bytes(world.device))
+    if log is not None:
+        seconds = time.monotonic() - clock
+        flops = step_flops(training.run.architecture, tokens=tokens, pairs=found.pairs)
+        log.add(
+            Metrics(
+                step=after.step,
+                tokens=after.tokens,
+                loss=found.loss,
+                lr=lr,
+                grad_norm=found.norm if math.isfinite(found.norm) else None,
+                phase=training.stretches.index(stretch),
+                sequences=(after.step - stretch.first) * stretch.sequences,
+                scale=factor if fp16 else None,
+                skipped=overflow if fp16 else None,
+                tokens_per_second=tokens / seconds,
+                flops_per_second=flops / seconds,
+                mfu=training.machine.mfu(flops / seconds),
+                memory_bytes=int(memory),
+            )
+        )
+    return after, found.wished
+
+
+def _gradients(
+    training: Training,
+    stretch: Stretch,
+    batches: Batches,
+    step: int,
+    factor: float,
+    wanted: tuple[float, ...],
+) -> _Gradients:
+    """Compute the gradients of a step, pass by pass; `factor` scales the loss on the way."""
+    world = training.world
     read = batches.rows(step - stretch.first, (world.rank, world.size))
     passes = [
         inputs(
@@ -143,9 +201,6 @@ def _step(
         raise StageError(
             f"step {step} has no targets: every segment of its windows is one token or a prompt"
         )
-
-    fp16 = training.run.numerics.precision == "fp16"
-    factor = progress.scale.factor if fp16 else 1.0
     total = torch.zeros((), device=world.device)
     for rows in passes:
         loss, _ = loss_sum(training.objective, rows)
@@ -157,46 +212,7 @@ def _step(
     norm = float(gradient_norm(parameters))
     pairs = attended_pairs(itertools.chain.from_iterable(p.segments.rows for p in passes))
     loss_total, pairs_total = world.sum(float(total), pairs)
-    loss_mean = loss_total / targets
-
-    lr = spec.lr * share(training.schedule, step, training.steps)
-    overflow = fp16 and math.isfinite(loss_mean) and not math.isfinite(norm)
-    if overflow and factor > 1:
-        scale = progress.scale.after(finite=False)  # too large a factor: leave this update out
-    else:
-        overflow = False
-        _refuse_non_finite(loss_mean, norm, step, saved_step, training.work)
-        scale = progress.scale.after(finite=True) if fp16 else LossScale()
-        if spec.clip_norm is not None and norm > spec.clip_norm:
-            scale_gradients(parameters, spec.clip_norm / norm)
-        set_learning_rate(training.optimizer, lr)
-        training.optimizer.step()
-    training.optimizer.zero_grad(set_to_none=True)
-
-    after = Progress(step=step + 1, tokens=progress.tokens + stretch.tokens_per_step, scale=scale)
-    memory = world.most(memory_bytes(world.device))
-    if log is not None:
-        seconds = time.monotonic() - clock
-        tokens = stretch.tokens_per_step
-        flops = step_flops(training.run.architecture, tokens=tokens, pairs=int(pairs_total))
-        log.add(
-            Metrics(
-                step=after.step,
-                tokens=after.tokens,
-                loss=loss_mean,
-                lr=lr,
-                grad_norm=norm if math.isfinite(norm) else None,
-                phase=training.stretches.index(stretch),
-                sequences=(after.step - stretch.first) * stretch.sequences,
-                scale=factor if fp16 else None,
-                skipped=overflow if fp16 else None,
-                tokens_per_second=tokens / seconds,
-                flops_per_second=flops / seconds,
-                mfu=training.machine.mfu(flops / seconds),
-                memory_bytes=int(memory),
-            )
-        )
-    return after, wished
+    return _Gradients(loss=loss_total / targets, norm=norm, pairs=int(pairs_total), wished=wished)
 
 
 def _refuse_non_finite(loss: float, norm: float, step: int, saved: int, work: Path) -> None:
@@ -238,11 +254,14 @@ def _saving(training: Training, progress: Progress, log: MetricsLog | None) -> I
         )
 
 
-def _log(training: Training, progress: Progress) -> MetricsLog | None:
+@contextlib.contextmanager
+def _log(training: Training, progress: Progress) -> Iterator[MetricsLog | None]:
+    """Yield the metrics log, on the process that has it, and close it after the block."""
     if not training.world.first:
-        return None
+        yield None
+        return
     run = training.run
-    return MetricsLog(
+    log = MetricsLog(
         training.work,
         after_step=progress.step,
         steps=training.steps,
@@ -253,3 +272,9 @@ def _log(training: Training, progress: Progress) -> MetricsLog | None:
         ],
         config=plain(run),
     )
+    failed = True
+    try:
+        yield log
+        failed = False
+    finally:
+        log.close(failed=failed)
