@@ -8,7 +8,6 @@ interruption goes on as the same run there.
 Trackers only look on: one that fails while the training runs is given up with a message.
 """
 
-import importlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -38,9 +37,7 @@ class TensorBoard:
 
     def __init__(self, folder: Path, after_step: int) -> None:
         # Imported here: it takes 0.2 s, many where TensorFlow is installed.
-        from tensorboard.compat.proto.summary_pb2 import (
-            Summary,
-        )
+        from tensorboard.compat.proto.summary_pb2 import Summary
         from torch.utils.tensorboard import SummaryWriter
 
         self._summary = Summary
@@ -145,7 +142,7 @@ def _wandb(
 ) -> WeightsAndBiases | None:
     project = os.environ[PROJECT]
     try:
-        wandb = importlib.import_module("wandb")
+        import wandb
     except ImportError as error:
         raise StageError(
             f"{PROJECT}: {project!r} asks for Weights & Biases, which cannot be imported "
