@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import resume_sample
 import train_sample
 
 from ropewalk.train.stop import StopRequest
@@ -12,6 +13,15 @@ from ropewalk.train.stop import StopRequest
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return train_sample.inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="session")
+def undisturbed(made: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    child = train_sample.process(resume_sample.LONG, made, folder)
+    output, _ = child.communicate()
+    assert child.returncode == 0, output
+    return folder
 
 
 @pytest.fixture
