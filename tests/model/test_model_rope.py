@@ -255,7 +255,7 @@ def test_model_rope_score_is_that_of_complex_numbers(
 
 def test_model_rope_log_scale_by_hand() -> None:
     """The factor starts at the window's end and counts the tokens attended to, not positions."""
-    found = log_scale(np.array([0, 6, 7, 8, 63]), 8)
+    found = log_scale(torch.tensor([0, 6, 7, 8, 63]), 8)
     np.testing.assert_allclose(found, [1, 1, 1, math.log(9, 8), 2], rtol=1e-12)
 
 
@@ -337,6 +337,22 @@ def test_model_checkpoint_gives_the_same_logits_in_transformers(
             set_rope(model, dataclasses.replace(architecture, context_tokens=64), rope)
             mine = model.lm_head(hidden(model, tokens, None))
         torch.testing.assert_close(theirs(tokens).logits, mine, atol=2e-5, rtol=1e-5)
+
+
+@FAMILIES
+@EACH
+def test_model_rope_reads_a_packed_document_as_it_reads_it_alone(
+    architecture: Architecture, rope: Rope
+) -> None:
+    """Where a document stands in its row may not matter, least of all to absolute methods."""
+    if isinstance(rope, DynamicNtkRope):
+        pytest.skip("its angles depend on the whole row, by definition")
+    model = small(architecture, rope).eval()
+    tokens = ids(2, 40)
+    with torch.inference_mode():
+        packed = hidden(model, tokens, [(0, 9, 40), (0, 40)])
+        alone = hidden(model, tokens[:1, 9:], None)
+    torch.testing.assert_close(packed[:1, 9:], alone, atol=3e-5, rtol=1e-4)
 
 
 def test_model_config_of_somebody_else() -> None:

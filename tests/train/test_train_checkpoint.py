@@ -2,6 +2,7 @@
 
 import dataclasses
 import resource
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -276,3 +277,39 @@ def test_train_deadline_comes_from_the_budget_or_from_slurm(
     monkeypatch.setenv(DEADLINE, "soon")
     with pytest.raises(StageError, match="ROPEWALK_STOP_AT: 'soon' is not a number"):
         deadline()
+
+
+def test_train_checkpoint_all_processes_read_the_one_the_first_sees(tmp_path: Path) -> None:
+    """A node that sees an older state of a shared folder would load the shards of another step."""
+    trained = Trained()
+    with Checkpoints(
+        tmp_path, trained.model, trained.optimizer, "code", WORLD, Hardware()
+    ) as saves:
+        for step in (1, 2):
+            trained.step(step)
+            saves.save(Progress(step=step))
+    newer, older = checkpoint._records(tmp_path)
+    assert [newer[0], older[0]] == ["step-000002", "step-000001"]
+    answers: list[Any] = [[[older], []]]  # what the first process saw; later answers are its own
+
+    class Second(World):
+        def gather(self, value: Any) -> list[Any]:
+            return answers.pop() if answers else [value]
+
+    found = checkpoint.latest(
+        tmp_path, Second(rank=1, size=2, device=torch.device("cpu"), mesh=None)
+    )
+    assert found is not None
+    assert found[0].name == "step-000001"
+    assert found[1] == older[1]
+
+
+def test_train_checkpoint_waits_for_files_of_other_nodes(tmp_path: Path) -> None:
+    """On a network file system a file shows later than its writer says that it is written."""
+    late = tmp_path / "__1_0.distcp"
+    timer = threading.Timer(0.3, late.write_bytes, (b"shard",))
+    timer.start()
+    file = checkpoint.File(path=late.name, bytes=5, sha256="")
+    assert checkpoint._await(tmp_path, [file], seconds=20) == []
+    timer.join()
+    assert checkpoint._await(tmp_path / "no", [file], seconds=0.1) == [late.name]

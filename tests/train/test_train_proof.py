@@ -209,6 +209,20 @@ def test_train_shards_in_bf16_are_cast_as_one_process_casts_them(
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=3e-5)
 
 
+def test_train_fp16_shards_train_the_same(
+    made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loss that grows with the processes overflows earlier the more of them there are."""
+    monkeypatch.setattr(numerics, "check", lambda *_: None)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "fp16"))  # for the workers
+    run = changed(RUN, numerics={"precision": "fp16"})
+    start(run, made, tmp_path / "one")
+    start(changed(run, hardware={"processes": 2}), made, tmp_path / "two")
+    one, two = (loop_metrics(tmp_path / name) for name in ("one", "two"))
+    assert [e["scale"] for e in two] == [e["scale"] for e in one]
+    assert [e["loss"] for e in two] == pytest.approx([e["loss"] for e in one], rel=1e-4)
+
+
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_train_data_order_does_not_depend_on_the_processes(
     world: int, made: dict[str, Path]

@@ -15,7 +15,7 @@ from ropewalk.base.stage import StageError
 from ropewalk.data.loader import Windows
 from ropewalk.model.build import load
 from ropewalk.model.forward import hidden
-from ropewalk.model.spec import Architecture, LinearRope
+from ropewalk.model.spec import Architecture, LinearRope, PosePositions
 from ropewalk.train.metrics import curve
 from ropewalk.train.spec import Phase, PublishedWeights, RunWeights
 
@@ -143,6 +143,21 @@ def test_train_refusals_name_the_key(
     for index, (message, run) in enumerate(cases.items()):
         with pytest.raises(StageError, match=message):
             start(run, made, tmp_path / str(index))
+
+
+def test_train_last_phase_is_checked_before_the_first(
+    made: dict[str, Path], tmp_path: Path
+) -> None:
+    """A training of weeks must not end where the next phase finds nothing to read."""
+    first = Phase(windows="packed", length_tokens=32, steps=2)
+    aligned = PosePositions(target_tokens=4096, content="aligned")
+    for last, message in (
+        (Phase(windows="packed", length_tokens=48, steps=1), "windows:packed:48"),
+        (Phase(windows="single", length_tokens=32, steps=1, positions=aligned), "are shorter"),
+    ):
+        with pytest.raises(StageError, match=message):
+            start(changed(RUN, phases=(first, last)), made, tmp_path / message[:4])
+        assert not list(tmp_path.rglob("metrics.jsonl"))
 
 
 def test_train_hub_without_network_says_so(

@@ -67,7 +67,7 @@ def hidden(
         position_ids=position_ids,
         use_cache=False,
         segments=boundaries,
-        **base.rotary_emb.attention(position_ids),
+        **base.rotary_emb.attention(position_ids, boundaries),
     ).last_hidden_state
     return states
 

@@ -1,13 +1,14 @@
 """Numerics of a study: what they mean on a device, and which devices can compute them.
 
 Weights are fp32 at rest. bf16 and fp16 are autocast, with any number of processes and on any
-device, so that the same study computes the same numbers everywhere: matrix products in the low
-precision; the residual stream, norms, softmax, loss and above all the rotation by RoPE in fp32
-(angles in bf16 lose positions beyond a few hundred).
+device, so that the same study means the same everywhere: matrix products in the low precision; the
+residual stream, norms, softmax, loss and above all the rotation by RoPE in fp32 (angles in bf16
+lose positions beyond a few hundred).
 """
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -66,10 +67,15 @@ def applied(
     check(numerics, device)
     matmul = torch.get_float32_matmul_precision()
     deterministic = torch.are_deterministic_algorithms_enabled()
+    memory: Any = torch.utils.deterministic  # a module that answers to attributes
+    fill = memory.fill_uninitialized_memory
     try:
         torch.set_float32_matmul_precision(numerics.matmul)
         # On a GPU some kernels have no deterministic form; on a CPU reruns are equal to the bit.
         torch.use_deterministic_algorithms(device.type == "cpu")
+        # With that torch also fills all new memory with NaN, for code that reads what it never
+        # wrote; it changes no result here and costs a pass over every tensor.
+        memory.fill_uninitialized_memory = False
         with torch.autocast(
             device.type,
             dtype=DTYPES[numerics.precision],
@@ -80,3 +86,4 @@ def applied(
     finally:
         torch.set_float32_matmul_precision(matmul)
         torch.use_deterministic_algorithms(deterministic)
+        memory.fill_uninitialized_memory = fill

@@ -10,6 +10,7 @@ import math
 from typing import Any
 
 import numpy as np
+import torch
 
 from ropewalk.base.canonical import plain
 from ropewalk.model.spec import (
@@ -126,16 +127,14 @@ def llama3_frequencies(plain: np.ndarray, rope: Llama3Rope) -> np.ndarray:
     return plain * (kept.clip(0, 1) + (1 - kept.clip(0, 1)) / rope.factor)
 
 
-def log_scale(position: Any, window_tokens: int) -> Any:
-    """Return max(1, ln(m + 1) / ln(T)) for positions m, float64 like `position`.
+def log_scale(position: torch.Tensor, window_tokens: int) -> torch.Tensor:
+    """Return max(1, ln(m + 1) / ln(T)) for positions m, float64, shaped like `position`.
 
     The query at position m attends to m + 1 tokens; logits grow as log_T of that beyond T, the
     log-n rule (Chiang and Cholak, arXiv 2202.12172; the variant "log-scaled" in the results of
     arXiv 2310.05209, which prints no formula: assumed).
     """
-    return np.maximum(
-        1.0, np.log1p(np.asarray(position, dtype=np.float64)) / math.log(window_tokens)
-    )
+    return (position.double().log1p() / math.log(window_tokens)).clamp_min(1.0)
 
 
 def frequencies_of(rope: Rope) -> Frequencies:

@@ -17,6 +17,7 @@ from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXRotaryEmbeddin
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from ropewalk.base.stage import StageError
+from ropewalk.model.attention import Segments
 from ropewalk.model.config import architecture_of, config, rope_of
 from ropewalk.model.rope import (
     DOCUMENTED,
@@ -62,12 +63,21 @@ class Rotary(torch.nn.Module):
             cos, sin = cos * self.attention_scaling, sin * self.attention_scaling
         return cos.to(x.dtype), sin.to(x.dtype)
 
-    def attention(self, position_ids: torch.Tensor) -> dict[str, Any]:
-        """Return what attention has to do beside turning, as arguments of its function."""
+    def attention(self, position_ids: torch.Tensor, segments: Segments) -> dict[str, Any]:
+        """Return what attention has to do beside turning, as arguments of its function.
+
+        `position_ids` is int64 [1 or B, T], `segments` those of the rows.
+        """
         match self.rope:
             case LogScaledRope(window_tokens=window):
-                scale = log_scale(position_ids.cpu().numpy(), window).astype(np.float32)
-                return {"query_scale": torch.from_numpy(scale).to(position_ids.device)}
+                # Angles only differ between positions; this looks at one, counted from where the
+                # document begins, wherever it stands in its row.
+                rows = len(segments.rows)
+                places = position_ids.expand(rows, -1).flatten()
+                index = torch.arange(len(places), dtype=torch.int32, device=places.device)
+                own = torch.searchsorted(segments.cumulative[1:], index, right=True)
+                first = places[segments.cumulative[:-1].long()[own]]
+                return {"query_scale": log_scale(places - first, window).float().view(rows, -1)}
             case StringRope():
                 from ropewalk.model.string import shift
 

@@ -193,6 +193,11 @@ class StringRope:
                 f"window_tokens {self.window_tokens} must lie in [0, shift_tokens "
                 f"{self.shift_tokens}]: a larger one moves tokens away, not nearer"
             )
+        if isinstance(self.frequencies, DynamicNtkRope):
+            raise ValueError(
+                "frequencies.kind 'dynamic_ntk' turns each row by its own length; string turns all "
+                "rows of a batch alike"
+            )
 
 
 Rope = Frequencies | LogScaledRope | StringRope

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ropewalk.base.canonical import plain
 from ropewalk.base.files import read_json, write_json
 from ropewalk.base.manifest import File, Manifest, read_manifest, sha256_file
@@ -24,7 +26,7 @@ from ropewalk.train.segments import Segment, refusal
 from ropewalk.train.sharding import objective
 from ropewalk.train.spec import Run, TrainJob
 from ropewalk.train.stop import StopRequest
-from ropewalk.train.timetable import Stretch, stretch_of, timetable
+from ropewalk.train.timetable import Stretch, forward_rows, stretch_of, timetable
 from ropewalk.train.world import World
 
 SNAPSHOTS = "snapshots.json"  # in the work folder: exported folder -> its files, as `File`
@@ -112,6 +114,9 @@ def attempt(given: Assignment, world: World, stop: StopRequest) -> Outcome:
         "checkpoint_code": None if found is None else found[1].code,  # of what it goes on from
         "device": given.spec.run.hardware.device,
         "processes": world.size,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
     }
     with Segment(given.work, writes=world.first, from_step=step, facts=facts) as segment:
         return _attempt(given, world, stop, stretches, found, segment)
@@ -128,6 +133,12 @@ def _attempt(
     run, inputs, work = given.spec.run, given.manifests, given.work
     if run.optimizer is None or run.schedule is None:
         raise StageError("optimizer, schedule: missing; a run with phases needs both")
+    # Before anything is loaded: what the last phase lacks must not end the training weeks later.
+    data = _data(run, inputs, stretches)
+    phases = {}
+    for stretch in stretches:
+        forward_rows(stretch, run.hardware)
+        phases[stretch.first] = data(stretch)
     weights = None if given.weights is None else Path(given.weights)
     model = objective(
         run.architecture,
@@ -152,7 +163,7 @@ def _attempt(
         optimizer_spec=run.optimizer,
         schedule=run.schedule,
         stretches=stretches,
-        batches=_data(run, inputs, stretches),
+        batches=lambda stretch: phases[stretch.first],
         objective=model,
         optimizer=optimizer,
         world=world,

@@ -12,7 +12,7 @@ import itertools
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from ropewalk.train.spec import Hardware
 from ropewalk.train.world import World
 
 RECORD = "checkpoint.json"
+VISIBLE_SECONDS = 90.0  # until a network file system shows all nodes what one has written
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -234,10 +235,11 @@ class Checkpoints:
     def _rename(self, record: Record) -> None:
         final = self._folder / name(record.progress.step)
         partial = self._folder / f"{final.name}{PARTIAL}"
-        found = {file.name for file in partial.iterdir()}
-        listed = {file.path for file in record.files}
-        if found != listed:
-            raise OSError(f"{partial} holds {sorted(found ^ listed)} that no process wrote")
+        if hidden := _await(partial, record.files):
+            raise OSError(f"{hidden} were written and do not show in {partial}")
+        unknown = {file.name for file in partial.iterdir()} - {file.path for file in record.files}
+        if unknown:
+            raise OSError(f"{partial} holds {sorted(unknown)}, which no process wrote")
         write_json(partial / RECORD, plain(record))
         if final.exists():
             shutil.rmtree(final)
@@ -257,15 +259,16 @@ class Checkpoints:
 
 
 def latest(folder: Path, world: World) -> tuple[Path, Record] | None:
-    """Return the newest undamaged checkpoint below `folder`; each process checks its share."""
-    for path in _folders(folder):
-        try:
-            record = decode(Record, read_json(path / RECORD), (str(path / RECORD),))
-        except (FileNotFoundError, ValueError, SpecError) as error:
-            if world.first:
-                print(f"train: {path} is not whole ({error}); trying the one before", flush=True)
-            continue
+    """Return the newest undamaged checkpoint below `folder`; each process checks its share.
+
+    Which there are is what the first process sees: nodes may see a shared folder differently for a
+    while, and shards of two steps would fit together without an error.
+    """
+    listed = _records(folder) if world.first else []
+    for name_, record in world.gather(listed)[0]:
+        path = folder / name_
         mine = record.files[world.rank :: world.size]
+        _await(path, mine)
         problems = [f"{file.path} {what}" for file in mine if (what := damage(path, file))]
         problems = list(itertools.chain.from_iterable(world.gather(problems)))
         if not problems:
@@ -273,6 +276,29 @@ def latest(folder: Path, world: World) -> tuple[Path, Record] | None:
         if world.first:
             print(f"train: {path} is damaged ({problems[0]}); trying the one before", flush=True)
     return None
+
+
+def _records(folder: Path) -> list[tuple[str, Record]]:
+    """Return the names and records of the whole checkpoints below `folder`, newest first."""
+    found = []
+    for path in _folders(folder):
+        try:
+            record = decode(Record, read_json(path / RECORD), (str(path / RECORD),))
+        except (FileNotFoundError, ValueError, SpecError) as error:
+            print(f"train: {path} is not whole ({error}); trying the one before", flush=True)
+        else:
+            found.append((path.name, record))
+    return found
+
+
+def _await(folder: Path, files: Iterable[File], *, seconds: float = VISIBLE_SECONDS) -> list[str]:
+    """Wait for files that another node has written; return those that do not show in time."""
+    deadline = time.monotonic() + seconds
+    while True:
+        hidden = [file.path for file in files if not (folder / file.path).is_file()]
+        if not hidden or time.monotonic() >= deadline:
+            return hidden
+        time.sleep(min(1.0, seconds / 10))
 
 
 def restore(path: Path, objective: Objective, optimizer: Optimizer, world: World) -> None:

@@ -101,9 +101,10 @@ def alive(owner: Owner) -> bool:
 
 def _beat(file: Path, owner: Owner, over: threading.Event, seconds: float) -> None:
     while not over.wait(seconds):
-        if _read(file) != owner:
-            return
-        with contextlib.suppress(FileNotFoundError):
+        # A file system that is away for a moment must not end the heartbeat of a living run.
+        with contextlib.suppress(OSError):
+            if _read(file) != owner:
+                return
             os.utime(file)
 
 

@@ -204,8 +204,7 @@ def _gradients(
     total = torch.zeros((), device=world.device)
     for rows in passes:
         loss, _ = loss_sum(training.objective, rows)
-        # Sharded gradients are averaged over processes; the sum is wanted.
-        (loss * (factor * world.size / targets)).backward()
+        (loss * (factor / targets)).backward()  # sharded gradients are added up over processes
         total += loss.detach()
     parameters = list(training.objective.parameters())
     scale_gradients(parameters, 1 / factor)

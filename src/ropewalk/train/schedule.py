@@ -9,7 +9,7 @@ def share(schedule: Schedule, step: int, steps: int) -> float:
     """Return the learning rate of step 0, 1, ..., steps - 1 divided by its peak.
 
     Warmup rises linearly from `warmup_from` at step 0 to 1 at step `warmup_steps`; then linear and
-    cosine fall to `final` at the last step.
+    cosine fall to `final` at the last step: a run with `final` 0 does not move in that one.
     """
     if step < schedule.warmup_steps:
         risen = step / schedule.warmup_steps

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from ropewalk.base.stage import StageError
 from ropewalk.model import numerics as numerics_
@@ -34,7 +34,8 @@ def objective(
     """Return the model with its loss, on this process's device, with weights from `source`.
 
     With `compile`, each decoder block is compiled by itself: all blocks share one compilation,
-    which takes seconds where the whole model takes minutes; FSDP's hooks stay between blocks.
+    which takes seconds where the whole model takes minutes. FSDP's hooks break a graph, so where
+    a block's attention and feed-forward have hooks of their own, these two are compiled.
 
     Raises:
         StageError: if the device cannot do the numerics, the source has other tensors, or blocks
@@ -51,9 +52,10 @@ def objective(
     model = empty(architecture, numerics)
     root = Objective(model)
     base: Any = model.base_model
+    grouped = world.mesh is not None and numerics.precision != "fp32"
     if compile:
         for layer in base.layers:
-            layer.compile()
+            _compile(layer, whole=not grouped)
     if world.mesh is not None:
         _shard(root, world.mesh, numerics)
     materialise(model, architecture, rope, world.device, source, root=root)
@@ -80,7 +82,26 @@ def _shard(root: Objective, mesh: DeviceMesh, numerics: Numerics) -> None:
     base: Any = root.model.base_model
     for layer in base.layers:
         if numerics.precision != "fp32":
-            attention = layer.self_attn if hasattr(layer, "self_attn") else layer.attention
-            fully_shard([attention, layer.mlp], mesh=mesh, mp_policy=low)
+            fully_shard(_parts(layer), mesh=mesh, mp_policy=low)
         fully_shard(layer, mesh=mesh, mp_policy=exact)
     fully_shard(root, mesh=mesh, mp_policy=exact)
+    for module in root.modules():
+        if isinstance(module, FSDPModule):
+            # Gradients are added up, as over the passes of one process: a mean would be made a sum
+            # again by a larger loss, which overflows fp16 earlier the more processes there are.
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+
+
+def _parts(layer: Any) -> list[torch.nn.Module]:
+    """Return attention and feed-forward of a decoder block of either family."""
+    return [layer.self_attn if hasattr(layer, "self_attn") else layer.attention, layer.mlp]
+
+
+def _compile(layer: Any, *, whole: bool) -> None:
+    if whole:
+        layer.compile()
+        return
+    for part in _parts(layer):
+        # Not `part.compile()`: that would compile the hooks around it too.
+        part.forward = torch.compile(part.forward)

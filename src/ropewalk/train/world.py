@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import datetime
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +13,9 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from ropewalk.base.stage import StageError
 from ropewalk.train.spec import Hardware
+
+# How long processes wait for the one that writes: an export of 260 GB at 100 MB/s takes 45 minutes.
+PATIENCE = datetime.timedelta(hours=2)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,7 +97,9 @@ def joined(hardware: Hardware) -> Iterator[World]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     # Checkpoints agree over the CPU, in the background, whatever training computes on.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE
+    )
     size = dist.get_world_size()
     if size != hardware.processes:
         raise StageError(
@@ -101,7 +107,7 @@ def joined(hardware: Hardware) -> Iterator[World]:
             f"{size}"
         )
     mesh = init_device_mesh(device.type, (size,), mesh_dim_names=("data",))
-    writers = dist.new_group(backend="gloo")
+    writers = dist.new_group(backend="gloo", timeout=PATIENCE)
     try:
         yield World(rank=dist.get_rank(), size=size, device=device, mesh=mesh, writers=writers)
     finally:
