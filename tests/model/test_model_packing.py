@@ -48,9 +48,7 @@ def test_model_packed_gradients_are_those_of_documents(
                 input_ids=document, position_ids=at, attention_mask=mask, use_cache=False
             ).logits
             sums.append(
-                torch.nn.functional.cross_entropy(
-                    logits[0, :-1], document[0, 1:], reduction="none"
-                )
+                torch.nn.functional.cross_entropy(logits[0, :-1], document[0, 1:], reduction="none")
             )
     expected = torch.cat(sums)
     assert len(expected) == targets
