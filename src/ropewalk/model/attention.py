@@ -23,6 +23,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from ropewalk.base.stage import StageError
+from ropewalk.model import causal as causal_
 from ropewalk.model.string import Kernel, Shift, string_attention
 
 try:
@@ -106,6 +107,8 @@ def sdpa(
         raise ValueError(f"attention dropout {dropout} is not supported with string")
 
     def causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor]:
+        if not dropout and causal_.suits(query):
+            return (causal_.causal(query, key, value, scaling),)
         output = scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=scaling, dropout_p=dropout
         )
