@@ -1,6 +1,5 @@
 """Interrupted and started again, a run ends in the same bits."""
 
-import contextlib
 import json
 import os
 import random
@@ -9,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from resume_sample import LONG, assert_same, ledger, wait_for_step, work_of
 from train_sample import RUN, changed, exported, losses, process, start
@@ -184,7 +184,8 @@ def test_train_resumed_on_another_number_of_processes(
     run = changed(LONG, hardware={"processes": 2, "checkpoint_in_background": True})
     child = process(run, made, tmp_path)
     wait_for_step(child, tmp_path, 9)
-    for pid in family(child.pid):
+    below = psutil.Process(child.pid).children(recursive=True)
+    for pid in [child.pid, *(process_.pid for process_ in below)]:
         os.kill(pid, signal.SIGUSR1)
     output, _ = child.communicate()
     assert child.returncode == EXIT_CODE, output
@@ -196,20 +197,6 @@ def test_train_resumed_on_another_number_of_processes(
     found, expected = losses(tmp_path), losses(undisturbed)
     assert found[:5] == expected[:5]
     assert found == pytest.approx(expected, rel=1e-5)
-
-
-def family(pid: int) -> list[int]:
-    """Return a process and all that came from it."""
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                stat = (entry / "stat").read_text().rpartition(")")[2].split()
-                parents[int(entry.name)] = int(stat[1])
-    found = [pid]
-    for one in found:
-        found.extend(child for child, parent in parents.items() if parent == one)
-    return found
 
 
 @pytest.mark.slow
@@ -229,7 +216,9 @@ def test_train_two_processes_killed_and_resumed(
     child.wait()
     assignment = str(next(broken.glob("work-*/assignment.json")))
     deadline = time.monotonic() + 60
-    while any(assignment in line for line in _command_lines()):
+    while any(
+        assignment in (other.info["cmdline"] or ()) for other in psutil.process_iter(["cmdline"])
+    ):
         assert time.monotonic() < deadline
         time.sleep(0.2)
     again = process(run, made, broken)
@@ -237,12 +226,3 @@ def test_train_two_processes_killed_and_resumed(
     assert again.returncode == 0, output
     assert "going on from" in output
     assert_same(broken, whole)
-
-
-def _command_lines() -> list[str]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            with contextlib.suppress(OSError):
-                found.append((entry / "cmdline").read_text().replace("\0", " "))
-    return found
