@@ -8,7 +8,8 @@ import pytest
 
 from ropewalk.base import closure as module
 from ropewalk.base.closure import closure
-from ropewalk.study.registry import STAGES
+from ropewalk.evaluate.spec import _CHECKS, _MODULES
+from ropewalk.study.registry import STAGES, Stage
 
 FILES = {
     "__init__.py": "",
@@ -39,6 +40,14 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(module, "PACKAGE_ROOT", root)
     yield root
     module._read.cache_clear()
+
+
+def test_the_code_of_a_choice_is_that_of_both_modules(package: Path) -> None:
+    """Guards against an edit of the chosen module that reruns nothing."""
+    both = closure("ropewalk.a.entry", "ropewalk.a.unrelated")
+    assert set(both) == {*closure("ropewalk.a.entry"), "ropewalk/a/unrelated.py"}
+    with pytest.raises(ModuleNotFoundError, match=r"ropewalk\.a\.missing"):
+        closure("ropewalk.a.entry", "ropewalk.a.missing")
 
 
 def edited(package: Path, name: str, text: str) -> set[str]:
@@ -94,18 +103,25 @@ def test_an_unknown_entry_is_an_error(package: Path) -> None:
         closure("ropewalk.a.missing")
 
 
+def modules(stage: Stage) -> list[str]:
+    """Return the entry of a stage with all modules that some spec of it could choose."""
+    chosen = {"evaluate": _MODULES.values(), "check": _CHECKS.values()}.get(stage.name, ())
+    assert (stage.chosen is not None) == bool(chosen), stage.name
+    return [stage.entry, *(f"ropewalk.evaluate.{name}" for name in chosen)]
+
+
 def test_every_stage_has_the_rooms_it_needs_and_no_other() -> None:
     """Guards against rooms that lean to the right: a report's edit must not rerun a training."""
     order = ["base", "data", "model", "train", "evaluate", "report"]
     for stage in STAGES.values():
         own = order.index(stage.entry.split(".")[1])
-        rooms = {file.split("/")[1] for file in closure(stage.entry)} - {"__init__.py"}
+        rooms = {file.split("/")[1] for file in closure(*modules(stage))} - {"__init__.py"}
         assert rooms <= set(order[: own + 1]), stage.name
 
 
 def test_no_stage_imports_by_name_at_run_time() -> None:
     """Guards against imports that the closure cannot see."""
-    files = {file for stage in STAGES.values() for file in closure(stage.entry)}
+    files = {file for stage in STAGES.values() for file in closure(*modules(stage))}
     for file in files:
         if not file.endswith(".py"):
             continue

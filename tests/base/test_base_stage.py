@@ -228,11 +228,11 @@ def test_code_newer_than_the_submission_is_refused(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Guards against queued jobs that run whatever code lies on disk when they start."""
-    monkeypatch.setenv(SUBMITTED_CODE, json.dumps({"demo": "0" * 16}))
+    monkeypatch.setenv(SUBMITTED_CODE, json.dumps({ENTRY: "0" * 16}))
     with pytest.raises(StageError, match="code changed after this job was submitted"):
         stage.run()
     assert stage.done == 0
-    monkeypatch.setenv(SUBMITTED_CODE, json.dumps({"demo": digest(closure(ENTRY))}))
+    monkeypatch.setenv(SUBMITTED_CODE, json.dumps({ENTRY: digest(closure(ENTRY))}))
     stage.run()
     monkeypatch.setenv(SUBMITTED_CODE, json.dumps({"another": "0" * 16}))
     stage.run()

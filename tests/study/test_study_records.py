@@ -59,7 +59,7 @@ class Made:
             "inputs": {name: i["content"] for name, i in manifest.inputs.items()},
             "manifest": (folder / MANIFEST).read_text(),
             "rebuilds": 0,
-            "code_files": closure(STAGES[node.stage].entry),
+            "code_files": closure(*STAGES[node.stage].modules(node.spec)),
             "listing": triggers.source(node),
             "files": {"out": (folder / "out").stat().st_mtime_ns},
             **environment(),

@@ -39,9 +39,16 @@ position_interpolation:
         phases: [{ windows: extend-tiny, length_tokens: 256, steps: 5 }]
         snapshot_steps: [0, 1, 2, 3, 4]
   snapshots: { "200": "1", "400": "2", "600": "3", "800": "4", "1000": "5" }
+  checks:
+    frequency:
+      check: position_frequency
+      parameters: { length_tokens: 64, corpora: 5, segments: 20, masks: 5, mask_tokens: 16 }
   evaluations:
     perplexity: { protocol: { documents: 6 } }
     retrieval: { protocol: { distances: 4, trials: 2 } }
+    conventions: { protocol: { documents: 4 } }
+    by_position: { runs: [original], protocol: { documents: 4 } }
+    copying: { protocol: { distances: 3, trials: 2 } }
 """
 
 

@@ -136,6 +136,20 @@ TABLE: list[tuple[str, Edit, set[str], str]] = [
         "ropewalk/evaluate/scorer.py@",
     ),
     (
+        "code of one protocol",
+        lambda p: p.edit("src/ropewalk/evaluate/copying.py", "import numpy as np\n",
+            "import numpy as np\n\nNEW = 1\n"),
+        {"evaluate", "judge", "report"},
+        "ropewalk/evaluate/copying.py@",
+    ),
+    (
+        "code of one check",
+        lambda p: p.edit("src/ropewalk/evaluate/check_string.py", "import numpy as np\n",
+            "import numpy as np\n\nNEW = 1\n"),
+        {"check", "judge", "report"},
+        "ropewalk/evaluate/check_string.py@",
+    ),
+    (
         "code of the pages",
         lambda p: p.edit("src/ropewalk/report/page.py", "\nOUTCOMES", "\nNEW = 1\nOUTCOMES"),
         {"report"},
@@ -176,6 +190,41 @@ def test_one_run_leaves_the_others_alone(project: Project) -> None:
     touched = {wildcards for rule, wildcards in jobs if rule in ("train", "evaluate")}
     assert touched
     assert all("direct" in wildcards for wildcards in touched)
+
+
+MEASURES = {  # code -> the evaluations or checks whose numbers it makes
+    "evaluate/scorer.py": {"perplexity", "retrieval", "conventions", "by_position", "copying"},
+    "evaluate/copying.py": {"copying"},
+    "evaluate/recall_probe.py": {"retrieval"},
+    "evaluate/presets.py": {"perplexity", "conventions", "by_position"},
+    "evaluate/harness.py": set(),  # of a protocol that nothing here asks for
+    "evaluate/check_pi.py": {"interpolation_bound", "extrapolation_bound", "random_fit"},
+    "evaluate/check_string.py": {"frequency"},
+}
+
+
+@pytest.mark.parametrize("module", MEASURES)
+def test_code_of_one_kind_makes_that_kind_again(project: Project, module: str) -> None:
+    """A new scorer of summaries must not cost every perplexity; a new token scorer must.
+
+    All evaluations share a stage, and so do all checks: the spec says whose code is whose.
+    """
+    path = f"src/ropewalk/{module}"
+    text = (project.folder / path).read_text()
+    (project.folder / path).write_text(f"{text}\nNEW_NUMBER = 1\n")
+    jobs, text = project.planned()
+    again = {
+        re.search(r"(?:evaluation|check)=(\w+)", wildcards)[1]  # type: ignore[index]
+        for rule, wildcards in jobs
+        if rule in ("evaluate", "check")
+    }
+    assert again == MEASURES[module]
+    assert not rules(jobs) & {"train", "pack", "tokenize"}
+    every = project.folder / "results/tiny/evaluations/position_interpolation"
+    for evaluation in again & {path.name for path in every.iterdir()}:
+        runs = {wildcards for _, wildcards in jobs if f"evaluation={evaluation}," in wildcards}
+        assert len(runs) == len(list((every / evaluation).rglob("manifest.json"))), evaluation
+    assert (f"ropewalk/{module}@" in text) == bool(again)
 
 
 def test_only_one_evaluation_is_added(project: Project) -> None:
@@ -253,3 +302,14 @@ def test_why_agrees_with_the_plan(project: Project) -> None:
     assert stale
     assert all(re.search(r"evaluations/.*/perplexity/|judged|report", path) for path in stale)
     assert any("spec.protocol.scored_tokens=16" in line for line in lines)
+
+
+def test_why_names_the_code_of_one_protocol(project: Project) -> None:
+    """The command must tell kinds of one stage apart as the plan does."""
+    project.edit("src/ropewalk/evaluate/copying.py", "import numpy as np\n",
+        "import numpy as np\n\nNEW = 1\n")  # fmt: skip
+    lines = project.run("ropewalk", "why", "all").stdout.splitlines()
+    stale = [line for line in lines if not line.endswith("up to date")]
+    assert stale
+    assert all(re.search(r"evaluations/.*/copying/|judged|report", line) for line in stale)
+    assert any("ropewalk/evaluate/copying.py@" in line for line in stale)

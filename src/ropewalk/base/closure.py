@@ -18,18 +18,19 @@ PACKAGE_ROOT = Path(__file__).resolve().parent.parent
 CHARACTERS = 12
 
 
-def closure(entry: str) -> dict[str, str]:
-    """Return `{file relative to src/: digest}` for everything `entry` imports from this package.
+def closure(*entries: str) -> dict[str, str]:
+    """Return `{file relative to src/: digest}` for all that `entries` import from this package.
 
-    `entry` is a dotted module name such as `ropewalk.data.pack`.
+    An entry is a dotted module name such as `ropewalk.data.pack`.
 
     Raises:
-        ModuleNotFoundError: if the entry module does not exist.
+        ModuleNotFoundError: if an entry module does not exist.
     """
-    if _module_file(entry) is None:
-        raise ModuleNotFoundError(f"no module {entry} in {PACKAGE_ROOT.parent}")
+    for entry in entries:
+        if _module_file(entry) is None:
+            raise ModuleNotFoundError(f"no module {entry} in {PACKAGE_ROOT.parent}")
     found: dict[str, str] = {}
-    pending, seen = [entry], set()
+    pending, seen = list(entries), set()
     while pending:
         module = pending.pop()
         if module in seen:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ropewalk import __version__
@@ -36,7 +37,8 @@ from ropewalk.base.manifest import (
     write_manifest,
 )
 
-SUBMITTED_CODE = "ROPEWALK_SUBMITTED_CODE"  # JSON: stage -> code digest when the workflow started
+SUBMITTED_CODE = "ROPEWALK_SUBMITTED_CODE"
+# JSON: entry modules, a space between -> code digest when the workflow started
 LIBRARIES = (
     "accelerate datasets gigatoken jinja2 matplotlib numpy orjson pyarrow safetensors "
     "sentencepiece tokenizers torch transformers"
@@ -62,6 +64,7 @@ class Job:
     code: str  # digest of the stage's code closure, accepted changes counting as none
     code_files: Mapping[str, str] = dataclasses.field(default_factory=dict)  # digests as they are
     accepted: Accepted = dataclasses.field(default_factory=dict)
+    chosen: Any = None  # the module that does what the spec asks for, where kinds share a stage
 
     def same_code(self, code_files: Mapping[str, str]) -> bool:
         """Return whether recorded code is this job's, changes accepted since then included."""
@@ -94,12 +97,15 @@ def run_stage(
     listing: str = "",
     libraries: Mapping[str, str | None] | None = None,
     accepted: Accepted | None = None,
+    chosen: ModuleType | None = None,
 ) -> Manifest:
     """Run `work` inside the frame and return the manifest it leaves in `folder`.
 
-    `inputs` maps input names to manifest paths; `rebuilds` counts how often damaged files of this
-    artifact had to be made again (recorded, never part of its identity). `listing` stands for files
-    the stage reads that no manifest describes; standing work counts only under an equal one.
+    `entry` is the module of `work`, `chosen` the one that does what this spec asks for, where kinds
+    of work share a stage. `inputs` maps input names to manifest paths; `rebuilds` counts how often
+    damaged files of this artifact had to be made again (recorded, never part of its identity).
+    `listing` stands for files the stage reads that no manifest describes; standing work counts only
+    under an equal one.
     `libraries` are those the stage's numbers depend on, with the version pinned for each, or None
     where any will do. `accepted` are the changes of code declared to alter no result.
 
@@ -108,8 +114,9 @@ def run_stage(
             what they should be.
     """
     libraries, accepted = libraries or {}, accepted or {}
-    code_files = closure(entry)
-    _refuse_newer_code(stage, digest(code_files))
+    entries = (entry,) if chosen is None else (entry, chosen.__name__)
+    code_files = closure(*entries)
+    _refuse_newer_code(stage, entries, digest(code_files))
     _refuse_other_libraries(stage, libraries)
     code = digest(canonical_code(code_files, accepted))
     manifests = {name: read_manifest(path) for name, path in inputs.items()}
@@ -123,6 +130,7 @@ def run_stage(
         code=code,
         code_files=code_files,
         accepted=accepted,
+        chosen=chosen,
     )
     standing = _standing(job, listing, libraries)
     if standing is not None:
@@ -215,9 +223,9 @@ def _git_revision() -> dict[str, Any] | None:
     return {"revision": head, "dirty": bool(dirty)}
 
 
-def _refuse_newer_code(stage: str, code: str) -> None:
+def _refuse_newer_code(stage: str, entries: tuple[str, ...], code: str) -> None:
     """A job that waited in a queue must not run other code than it was submitted with."""
-    submitted = json.loads(os.environ.get(SUBMITTED_CODE, "{}")).get(stage)
+    submitted = json.loads(os.environ.get(SUBMITTED_CODE, "{}")).get(" ".join(entries))
     if submitted is not None and submitted != code:
         raise StageError(
             f"{stage}: the code changed after this job was submitted ({submitted} -> {code}). "

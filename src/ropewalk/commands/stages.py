@@ -12,7 +12,7 @@ from ropewalk.base.files import read_json
 from ropewalk.base.manifest import Manifest
 from ropewalk.base.spec import SpecError, decode
 from ropewalk.base.stage import Accepted, run_stage
-from ropewalk.commands import by_hand, train_flags
+from ropewalk.commands import by_hand, evaluate_flags, train_flags
 from ropewalk.study.registry import STAGES, Stage
 
 # Stages that can also be told what to do by flags: what adds them, what does it.
@@ -20,6 +20,7 @@ BY_FLAGS = {
     "tokenize": (by_hand.add_tokenize, by_hand.tokenize),
     "pack": (by_hand.add_pack, by_hand.pack),
     "train": (train_flags.add_train, train_flags.train),
+    "evaluate": (evaluate_flags.add_evaluate, evaluate_flags.evaluate),
 }
 
 
@@ -97,6 +98,7 @@ def _runner(stage: Stage) -> Any:
             stage.name,
             stage.entry,
             importlib.import_module(stage.entry).work,
+            chosen=_chosen(stage, spec),
             spec=spec,
             inputs=inputs,
             folder=options.out,
@@ -117,12 +119,17 @@ def _by_hand(name: str, spec: Any, folder: Path, inputs: dict[str, Path]) -> Man
         name,
         stage.entry,
         importlib.import_module(stage.entry).work,
+        chosen=_chosen(stage, spec),
         spec=spec,
         inputs=inputs,
         folder=folder,
         listing=_listing(spec),
         libraries=dict.fromkeys(stage.libraries),
     )
+
+
+def _chosen(stage: Stage, spec: Any) -> Any:
+    return None if stage.chosen is None else importlib.import_module(stage.chosen(spec))
 
 
 def _listing(spec: Any) -> str:

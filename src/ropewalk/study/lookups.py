@@ -76,7 +76,7 @@ class Lookups:
         for library in self.triggers.libraries(stage):
             if not library.endswith(f"=={UNPINNED}"):
                 words += ["--library", library]
-        for accepted in self.triggers.accepted_of(stage):
+        for accepted in self.triggers.accepted_of(node):
             words += ["--accept", accepted]
         source = self.triggers.source(node)
         if source:

@@ -5,10 +5,11 @@ documentation are all derived from it.
 """
 
 import dataclasses
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 from ropewalk.data.spec import GatherJob, InventoryJob, PackJob, TokenizeJob, TokenizerJob
-from ropewalk.evaluate.spec import CheckJob, EvaluateJob
+from ropewalk.evaluate.spec import CheckJob, EvaluateJob, check_module, protocol_module
 from ropewalk.report.spec import JudgeJob, ReportJob
 from ropewalk.train.spec import TrainJob
 
@@ -28,6 +29,13 @@ class Stage:
     folder: str  # of its artifact below `results`, wildcards in braces
     libraries: tuple[str, ...]  # whose pinned versions its numbers depend on
     summary: str
+    chosen: Callable[[Any], str] | None = None
+    # spec -> the module that does the work where kinds of it share a stage: what belongs to one
+    # kind alone must not make the others rerun
+
+    def modules(self, spec: Any) -> tuple[str, ...]:
+        """Return the modules whose imports are the code of this stage with a spec."""
+        return (self.entry,) if self.chosen is None else (self.entry, self.chosen(spec))
 
 
 STAGES: dict[str, Stage] = {
@@ -102,6 +110,7 @@ STAGES: dict[str, Stage] = {
             folder="{name}/evaluations/{study}/{evaluation}/{run_study}/{run}",
             libraries=("numpy", "pyarrow", "safetensors", "torch", "transformers"),
             summary="Apply one protocol to one run, at its final weights and snapshots.",
+            chosen=lambda spec: protocol_module(spec.protocol),
         ),
         Stage(
             name="check",
@@ -112,6 +121,7 @@ STAGES: dict[str, Stage] = {
             folder="{name}/checks/{study}/{check}",
             libraries=("numpy",),
             summary="Check a statement of theory exactly, without a model.",
+            chosen=lambda spec: check_module(spec.check),
         ),
         Stage(
             name="judge",

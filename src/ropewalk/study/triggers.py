@@ -49,23 +49,31 @@ class Triggers:
         self.pins = read_pins(root / LOCK)
         self._listings: dict[str, str] = {}
         self._leaves: dict[str, dict[str, str]] = {}
+        self._closures: dict[tuple[str, ...], dict[str, str]] = {}
         self._keys = {
             stage: sorted({key for node in plan.of_stage(stage) for key in self._settings(node)})
             for stage in STAGES
         }
 
-    def code(self, stage: str) -> list[str]:
-        """Return `file@digest` for the stage's code closure; accepted digests stand as the old."""
-        return self.code_causes(closure(STAGES[stage].entry))
+    def code_files(self, node: Node) -> dict[str, str]:
+        """Return `file -> digest` of all code that a node's stage runs with its spec."""
+        modules = STAGES[node.stage].modules(node.spec)
+        if modules not in self._closures:
+            self._closures[modules] = closure(*modules)
+        return self._closures[modules]
+
+    def code(self, node: Node) -> list[str]:
+        """Return `file@digest` for a node's code; accepted digests stand as the old."""
+        return self.code_causes(self.code_files(node))
 
     def code_causes(self, code_files: Mapping[str, str]) -> list[str]:
         """Return `file@digest` of code, each digest as the oldest it was accepted as equal to."""
         known = canonical_code(code_files, self.accepted)
         return [f"{file}@{found}" for file, found in known.items()]
 
-    def accepted_of(self, stage: str) -> list[str]:
-        """Return the accepted changes of the stage's code: `file@digest=older digest`."""
-        files = closure(STAGES[stage].entry)
+    def accepted_of(self, node: Node) -> list[str]:
+        """Return the accepted changes of a node's code: `file@digest=older digest`."""
+        files = self.code_files(node)
         return [f"{f}@{new}={old}" for (f, new), old in self.accepted.items() if f in files]
 
     def libraries(self, stage: str) -> list[str]:
@@ -81,9 +89,14 @@ class Triggers:
         The empty text stands for keys that a node does not have; it is always present, so that a
         key which appears in one node never changes the set of another.
         """
+        nodes = self.plan.of_stage(stage)
+        files = [dict(cause.rsplit("@", 1) for cause in self.code(node)) for node in nodes]
+        every = sorted({file for found in files for file in found})
+        shared = [file for file in every if all(file in found for found in files)]
         return [
             "",
-            *self.code(stage),
+            *(f"{file}@{files[0][file]}" for file in shared),
+            *(functools.partial(self._code_file, stage, f) for f in every if f not in shared),
             *self.libraries(stage),
             *(functools.partial(self._setting, stage, key) for key in self._keys[stage]),
             functools.partial(self._source, stage),
@@ -97,9 +110,7 @@ class Triggers:
         extra = [f"rebuilds={rebuilds}"] if rebuilds else []
         source = self.source(node)
         listed = [source] if source else []
-        return sorted(
-            [*self.code(node.stage), *self.libraries(node.stage), *settings, *listed, *extra]
-        )
+        return sorted([*self.code(node), *self.libraries(node.stage), *settings, *listed, *extra])
 
     def source(self, node: Node) -> str:
         """Return a digest of the files a stage reads from outside, so that changed ones rerun it.
@@ -118,8 +129,11 @@ class Triggers:
         return self._listings[node.manifest]
 
     def submitted(self) -> str:
-        """Return the code digests of all stages as JSON, to be frozen for queued jobs."""
-        return json.dumps({name: digest(closure(stage.entry)) for name, stage in STAGES.items()})
+        """Return the code digests of all planned work as JSON, to be frozen for queued jobs."""
+        every = {STAGES[node.stage].modules(node.spec) for node in self.plan.nodes.values()}
+        return json.dumps(
+            {" ".join(modules): digest(closure(*modules)) for modules in sorted(every)}
+        )
 
     def rebuilds(self, node: Node) -> int:
         """Return how often this artifact was rebuilt because its files were damaged.
@@ -168,6 +182,12 @@ class Triggers:
     def _setting(self, stage: str, key: str, wildcards: Mapping[str, str]) -> str:
         found = self._settings(self.plan.node(stage, self.plan.wildcards(stage, dict(wildcards))))
         return f"{key}={found[key]}" if key in found else ""
+
+    def _code_file(self, stage: str, file: str, wildcards: Mapping[str, str]) -> str:
+        """Return a node's `file@digest`, or the empty text where its work has no use for it."""
+        node = self.plan.node(stage, self.plan.wildcards(stage, dict(wildcards)))
+        start = f"{file}@"
+        return next((cause for cause in self.code(node) if cause.startswith(start)), "")
 
     def _settings(self, node: Node) -> dict[str, str]:
         if node.manifest not in self._leaves:
