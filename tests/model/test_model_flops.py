@@ -13,12 +13,13 @@ from ropewalk.model import loss as loss_module
 from ropewalk.model.attention import segments
 from ropewalk.model.flops import (
     attended_pairs,
+    forward_flops,
     matmul_parameters,
     model_flops_per_token,
     parameters,
     step_flops,
 )
-from ropewalk.model.forward import inputs, loss_sum
+from ropewalk.model.forward import hidden, inputs, loss_sum
 from ropewalk.model.spec import Architecture
 
 FAMILIES = pytest.mark.parametrize(
@@ -72,6 +73,34 @@ def test_model_flops_equal_torch_counter(
         loss.backward()
     squares = sum(n * n for row in rows.segments.rows for n in np.diff(row).tolist())
     assert counter.get_total_flops() == step_flops(architecture, tokens=40, pairs=squares)
+
+
+@FAMILIES
+@pytest.mark.parametrize(("tokens", "predicting"), [(20, 20), (17, 3), (1, 1), (9, 0)])
+def test_model_forward_flops_equal_torch_counter(
+    architecture: Architecture, tokens: int, predicting: int
+) -> None:
+    """Logits counted for all tokens where one is asked for triple the estimate of a small model.
+
+    As above, torch counts squares where causal attention has pairs.
+    """
+    model = small(architecture).eval()
+    counting = FlopCounterMode(display=False)
+    with torch.no_grad(), counting as counter, sdpa_kernel(SDPBackend.MATH):
+        states = hidden(model, ids(2, tokens), None)
+        if predicting:
+            model.get_output_embeddings()(states[:, -predicting:])
+    found = forward_flops(
+        architecture, tokens=2 * tokens, pairs=2 * tokens**2, predicting=2 * predicting
+    )
+    assert counter.get_total_flops() == found
+
+
+def test_model_forward_flops_are_a_third_of_a_step() -> None:
+    """Backward is twice forward: the two counts must not drift apart."""
+    for architecture in (LLAMA, NEOX, TIED, PYTHIA, STRING):
+        forward = forward_flops(architecture, tokens=300, pairs=4000, predicting=300)
+        assert 3 * forward == step_flops(architecture, tokens=300, pairs=4000)
 
 
 @FAMILIES

@@ -1,23 +1,35 @@
-"""Causal attention for training on a CPU: squares in blocks of queries, probabilities kept.
+"""Causal attention in blocks of queries: squares for training on a CPU, and the last of a row.
 
-torch's CPU kernel multiplies small tiles and computes the probabilities once more in backward. Up
-to about a thousand tokens there is memory to keep them, and products of larger blocks are twice as
-fast. Logits, softmax and what is subtracted in its gradient are fp32; probabilities enter products
-in the dtype of the inputs, as in torch's kernel, and the errors are those of that kernel.
+For training, probabilities are kept. torch's CPU kernel multiplies small tiles and computes the
+probabilities once more in backward. Up to about a thousand tokens there is memory to keep them, and
+products of larger blocks are twice as fast. Logits, softmax and what is subtracted in its gradient
+are fp32; probabilities enter products in the dtype of the inputs, as in torch's kernel, and the
+errors are those of that kernel.
+
+For inference, `lower_right` attends with the last tokens of rows of any length. Keys come panel by
+panel, so that logits of a block and a panel stay in caches; the softmax is put together from panels
+as in FlashAttention (arXiv 2205.14135, section 3.1), with powers of two, which cost half the time.
 
 Dimensions: S squares, H heads, T tokens, D head dimension; N = S * H, of which a group is computed
-at a time; a block has the queries start..end and sees the keys 0..end.
+at a time; a block has the queries start..end and sees the keys 0..end. G key-value heads, shared by
+r = H / G heads each.
 """
 
 import itertools
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch.nn.attention.bias import causal_lower_right
+from torch.nn.functional import scaled_dot_product_attention
 
 SHORTEST_TOKENS, LONGEST_TOKENS = 64, 768  # where it is faster than torch's kernel
 BLOCK_TOKENS = 128
 GROUP = 16  # heads times squares: logits of a group and block stay in caches
+LEAST_BLOCK_TOKENS = 16  # where many heads share a key
+PANEL_TOKENS = 1024
+LOGITS_OF_A_THREAD = 2**19  # of a group, block and panel: 2 MiB of fp32
 
 
 def suits(query: torch.Tensor) -> bool:
@@ -32,6 +44,72 @@ def causal(
     with torch.autocast(query.device.type, enabled=False):
         output: torch.Tensor = _Causal.apply(query, key, value, scaling)
     return output
+
+
+def lower_right(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+) -> torch.Tensor:
+    """Return the attention of the last n tokens of rows, [S, H, n, D] in the dtype of `value`.
+
+    `query` is [S, H, n, D], `key` and `value` are [S, G, T, D] with T >= n; query i sees the keys
+    0, ..., T - n + i. On a CPU logits are products in the dtype of `query` and `key`.
+    """
+    tokens, shared = query.shape[2], query.shape[1] // key.shape[1]
+    if query.device.type != "cpu":
+        low = value.dtype
+        k, v = (tensor.to(low).repeat_interleave(shared, dim=1) for tensor in (key, value))
+        bias = causal_lower_right(tokens, k.shape[2])
+        return scaled_dot_product_attention(query.to(low), k, v, attn_mask=bias, scale=scaling)
+    # Heads that share a key are the rows of one product: [S * G, r, n, D].
+    q = (query * (scaling / math.log(2))).unflatten(1, (-1, shared)).flatten(0, 1)
+    k, v = key.flatten(0, 1), value.flatten(0, 1)
+    output = v.new_empty(q.shape)
+    block = min(tokens, max(LEAST_BLOCK_TOKENS, BLOCK_TOKENS // shared))
+    later = q.new_full((block, block), -torch.inf).triu_(1)
+    logits = shared * block * min(k.shape[1], PANEL_TOKENS)
+    group = max(1, min(len(q), torch.get_num_threads() * LOGITS_OF_A_THREAD // logits))
+    memory = q.new_empty(group * logits)
+    for start, first in itertools.product(range(0, tokens, block), range(0, len(q), group)):
+        end, some = min(tokens, start + block), slice(first, first + group)
+        asking, seen = q[some, :, start:end], k.shape[1] - tokens + end
+        unseen = later[: end - start, : end - start]
+        output[some, :, start:end] = _last(asking, k[some, :seen], v[some, :seen], unseen, memory)
+    return output.view(query.shape)
+
+
+def _last(
+    query: torch.Tensor,  # [N, r, n, D], of the last n tokens, for logits in units of log 2
+    key: torch.Tensor,  # [N, T, D]
+    value: torch.Tensor,  # [N, T, D]
+    unseen: torch.Tensor,  # [n, n], added to the logits of the last n keys
+    memory: torch.Tensor,  # for the logits of a panel
+) -> torch.Tensor:
+    """Return attention [N, r, n, D]."""
+    heads, shared, tokens, _ = query.shape
+    seen = key.shape[1]
+    own = seen - tokens  # the first key that some queries do not see
+    q = query.flatten(1, 2)  # [N, r * n, D]
+    panel = -(-seen // -(-seen // PANEL_TOKENS))  # all about as wide
+    output = total = highest = q.new_zeros(())
+    for start in range(0, seen, panel):
+        end = min(seen, start + panel)
+        shape = (heads, shared * tokens, end - start)
+        logits = torch.bmm(q, key[:, start:end].mT, out=memory[: math.prod(shape)].view(shape))
+        if end > own:
+            begin = max(start, own)
+            square = logits.unflatten(1, (shared, tokens))[..., begin - start :]
+            square += unseen[:, begin - own : end - own]
+        before, highest = highest, logits.amax(-1, keepdim=True)
+        if start:
+            highest = torch.maximum(highest, before)
+        weights = logits.sub_(highest).exp2_()
+        here = weights.sum(-1, keepdim=True)
+        found = torch.bmm(weights.to(value.dtype), value[:, start:end])
+        if start:
+            kept = (before - highest).exp2_()
+            found, here = (output * kept).add_(found), (total * kept).add_(here)
+        output, total = found, here
+    return output.div_(total).unflatten(1, (shared, tokens))
 
 
 def _blocks(heads: int, tokens: int) -> Iterator[tuple[slice, int, int]]:

@@ -1,10 +1,11 @@
-"""Floating-point operations of training, counted from the shape of a model.
+"""Floating-point operations of training and reading, counted from the shape of a model.
 
 A multiplication with its addition is two FLOPs. Only matrix products count: element-wise work is
-below one percent of them and bound by memory. Two counts, for two uses:
+below one percent of them and bound by memory. Three counts, for three uses:
 
-* `step_flops`: what one step executes. Attention costs what it attends to, so that documents kept
-  apart do not look like fast hardware.
+* `step_flops`: what one step of training executes. Attention costs what it attends to, so that
+  documents kept apart do not look like fast hardware.
+* `forward_flops`: what reading without training executes, logits only where they are asked for.
 * `model_flops_per_token`: the convention of published utilisations (PaLM, arXiv 2204.02311,
   appendix B), which counts attention over the full square of a window.
 
@@ -79,6 +80,22 @@ def step_flops(architecture: Architecture, *, tokens: int, pairs: int) -> int:
     a = architecture
     attention = 3 * 4 * a.layers * a.heads * a.head_dimension * pairs
     return 3 * 2 * matmul_parameters(a) * tokens + attention
+
+
+def forward_flops(architecture: Architecture, *, tokens: int, pairs: int, predicting: int) -> int:
+    """Return the FLOPs of one forward pass's matrix products.
+
+    2 * (weights of the blocks) * tokens + 4 * layers * heads * head dimension * pairs
+    + 2 * vocabulary * hidden * predicting: `tokens` are read, `pairs` is `attended_pairs` of their
+    rows, and `predicting` of them have logits.
+
+    Not counted: norms, rotations, softmax and losses; pairs that a kernel computes and throws away
+    (above the diagonal, in the squares of STRING), and those it computes twice.
+    """
+    a = architecture
+    blocks = matmul_parameters(a) - _embedding(a)
+    attention = 4 * a.layers * a.heads * a.head_dimension * pairs
+    return 2 * blocks * tokens + attention + 2 * _embedding(a) * predicting
 
 
 def model_flops_per_token(architecture: Architecture, length_tokens: int) -> int:
