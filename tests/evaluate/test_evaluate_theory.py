@@ -1,20 +1,14 @@
 """Theory against loops, closed forms and numbers recomputed from the paper's definitions."""
 
 import cmath
-import json
-import math
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ropewalk.base.spec import SpecError
-from ropewalk.base.stage import run_stage
-from ropewalk.evaluate import check, theory
-from ropewalk.evaluate.spec import CheckJob
+from ropewalk.evaluate import theory
+from ropewalk.evaluate.check_pi import ExtrapolationBound, InterpolationBound, RandomFit
 
 
 def test_frequencies_and_coefficient_of_the_paper() -> None:
@@ -77,14 +71,12 @@ def test_least_squares_solves_the_normal_equations() -> None:
         assert np.abs(residual).max() < 1e-10
 
 
-def numbers(name: str, **parameters: float) -> dict[str, float]:
-    spec = CheckJob(check=name, parameters=parameters)  # type: ignore[arg-type]
-    return dict(check.parameters(spec).run().numbers)
+# The checks
 
 
 def test_interpolation_bound_check() -> None:
     """Guards: a check that compares with another bound, or at grid points, where both are 0."""
-    found = numbers("pi_interpolation_bound")
+    found = InterpolationBound().run().numbers
     assert found["violations"] == 0
     assert found["comparisons"] > 100_000
     assert 0.3 < found["largest_error_share"] < 1
@@ -97,7 +89,7 @@ def test_interpolation_bound_check() -> None:
 
 def test_extrapolation_bound_check_finds_figure_5() -> None:
     """Guards: B(s)/d of another d, base or range."""
-    found = numbers("pi_extrapolation_bound")
+    found = ExtrapolationBound().run().numbers
     expected = {"at_1": 15.77, "at_10": 8.98, "at_100": 5.11, "at_1000": 2.24, "at_2048": 1.81}
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, abs=0.005)
@@ -108,56 +100,9 @@ def test_extrapolation_bound_check_finds_figure_5() -> None:
 
 def test_random_fit_check_has_the_direction_of_figure_2() -> None:
     """Guards: a fit evaluated where it was fitted, or one that was regularised unawares."""
-    found = numbers("pi_random_fit")
+    found = RandomFit(seeds=2).run().numbers
     assert 0.3 < found["in_range_max"] < 1.5
     assert found["interpolated_max"] < 1.5
     assert found["ratio"] > 1000
     assert found["ridge_ratio"] < 5
     assert found["ridge_interpolated_max"] < 1.5
-
-
-def test_series_are_pairs_of_equal_length_and_finite() -> None:
-    """Guards: a figure drawn from x and y that do not belong together."""
-    for name in check.CHECKS:
-        spec = CheckJob(check=name, parameters={})  # type: ignore[arg-type]
-        series = check.parameters(spec).run().series
-        assert series
-        for values in series.values():
-            assert len(values["x"]) == len(values["y"]) > 1
-            assert np.isfinite(values["y"]).all()
-
-
-@pytest.mark.parametrize(
-    ("parameters", "message"),
-    [
-        ({"dimensions": 64.0}, "did you mean 'dimension'"),
-        ({"positions": 10.5}, r"parameters\.positions: 10\.5 must be a whole number"),
-        ({"positions": math.inf}, r"parameters\.positions: inf must be a whole number"),
-        ({"positions": 0.0}, r"parameters\.positions: 0\.0 must be at least 1"),
-        ({"dimension": 7.0}, "dimension 7 must be even"),
-        ({"base": 0.5}, r"base 0\.5 above 1"),
-    ],
-)
-def test_parameters_that_cannot_be_used_are_refused(
-    parameters: dict[str, float], message: str
-) -> None:
-    """Guards: a misspelt parameter that leaves the default in force."""
-    spec = CheckJob(check="pi_extrapolation_bound", parameters=parameters)
-    with pytest.raises(SpecError, match=message):
-        check.parameters(spec)
-
-
-@pytest.mark.parametrize("name", sorted(check.CHECKS))
-def test_the_stage_writes_numbers_and_series(tmp_path: Path, name: str) -> None:
-    """Guards: results that differ between two runs, or that claims cannot find."""
-    spec = CheckJob(check=name, parameters={"positions": 300.0})  # type: ignore[arg-type]
-    files: list[Any] = []
-    for folder in (tmp_path / "a", tmp_path / "b"):
-        manifest = run_stage(
-            "check", "ropewalk.evaluate.check", check.work, spec=spec, inputs={}, folder=folder
-        )
-        files.append((folder / "result.json").read_bytes())
-    result = json.loads(files[0])
-    assert files[0] == files[1]
-    assert set(result) == {"numbers", "series"}
-    assert manifest.result["numbers"] == result["numbers"]

@@ -1,0 +1,120 @@
+"""Check of PoSE (arXiv 2309.10400): the relative distances that one example covers, figure 5."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from ropewalk.base.rng import generator
+from ropewalk.evaluate.coverage import covered, scattered_far, two_chunks
+from ropewalk.evaluate.findings import Check, Findings, Series, series, thinned
+from ropewalk.model.positions import position_ids
+from ropewalk.model.spec import PosePositions, RandPosPositions
+
+GROUPS = (1, 8, 64)  # examples whose distances are put together
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PoseCoverage:
+    """How likely an example is to cover each relative distance, for several ways to place it."""
+
+    target_tokens: int = 16384
+    window_tokens: int = 2048
+    draws: int = 4096  # examples drawn per way
+    examples: int = 64_000  # of a whole training: 1000 steps of 64
+    points: int = 512  # of the series over distances
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 3 <= self.window_tokens < self.target_tokens or self.target_tokens < 8:
+            raise ValueError(
+                f"window_tokens {self.window_tokens} must lie between 3 and target_tokens "
+                f"{self.target_tokens} minus 1, and target_tokens be at least 8"
+            )
+        if self.draws < GROUPS[-1]:
+            raise ValueError(f"draws {self.draws} is below {GROUPS[-1]}, the largest group")
+
+    def run(self) -> Findings:
+        """Draw examples with the sampler that training uses, and compare with closed forms.
+
+        The ways are `two` and `three` chunks, two with the `short_first` rule of lengths, two with
+        a `random_first` position (version 1 of the paper), and `randpos`. For each:
+        `<way>_at_<k>_of_8` is how often an example covered distance k Lt / 8, `<way>_far_mean` the
+        mean over distances from the window on, `<way>_share_after_<n>` the mean share of [0, Lt)
+        that n examples cover together.
+
+        With two chunks the same stand there in closed form as `<way>_exact_...`, and
+        `<way>_exact_share_after_training` is the share that `examples` are expected to cover.
+        `<way>_deviation` is the largest difference between draws and closed form over distances
+        (RandPos: from Lt/2 on), in standard errors with one example added to the variance, which
+        keeps distances that nearly never or nearly always occur comparable.
+        `first_ratio_at_<k>_of_8` is how many times likelier a first position of 0 covers a far
+        distance than a random one; `lengths_difference` the largest difference that the rule of
+        lengths makes.
+        """
+        target, window = self.target_tokens, self.window_tokens
+        eighths = {k: k * target // 8 for k in range(1, 8)}
+        shown = thinned(target, self.points)
+        numbers: dict[str, float] = {}
+        curves: dict[str, Series] = {}
+        exact: dict[str, np.ndarray] = {}
+        for way, positions in self._ways().items():
+            found, together = self._drawn(way, positions)
+            numbers |= {f"{way}_at_{k}_of_8": float(found[at]) for k, at in eighths.items()}
+            numbers[f"{way}_far_mean"] = float(found[window:].mean())
+            numbers |= {f"{way}_share_after_{n}": share for n, share in together.items()}
+            curves[way] = series(shown, found[shown])
+            if isinstance(positions, RandPosPositions):
+                far = scattered_far(window, target)
+                numbers[f"{way}_deviation"] = self._deviation(found[-len(far) :], far)
+            elif positions.chunks == 2:
+                exact[way] = p = two_chunks(positions, window)
+                numbers |= {f"{way}_exact_at_{k}_of_8": float(p[at]) for k, at in eighths.items()}
+                numbers[f"{way}_exact_far_mean"] = float(p[window:].mean())
+                for n, name in [*((n, str(n)) for n in GROUPS), (self.examples, "training")]:
+                    numbers[f"{way}_exact_share_after_{name}"] = float((1 - (1 - p) ** n).mean())
+                numbers[f"{way}_deviation"] = self._deviation(found, p)
+                curves[f"{way}_exact"] = series(shown, p[shown])
+        numbers["lengths_difference"] = float(np.abs(exact["two"] - exact["short_first"]).max())
+        ratio = exact["two"] / exact["random_first"]
+        numbers |= {f"first_ratio_at_{k}_of_8": float(ratio[at]) for k, at in eighths.items()}
+        return Findings(numbers=numbers, series=curves)
+
+    def _ways(self) -> dict[str, PosePositions | RandPosPositions]:
+        target = self.target_tokens
+        return {
+            "two": PosePositions(target_tokens=target),
+            "three": PosePositions(target_tokens=target, chunks=3),
+            "short_first": PosePositions(target_tokens=target, lengths="short_first"),
+            "random_first": PosePositions(target_tokens=target, first="random"),
+            "randpos": RandPosPositions(target_tokens=target),
+        }
+
+    def _drawn(
+        self, way: str, positions: PosePositions | RandPosPositions
+    ) -> tuple[np.ndarray, dict[int, float]]:
+        """Return how often a distance was covered, float64 [Lt], and shares by size of group."""
+        counts = np.zeros(self.target_tokens, dtype=np.int64)
+        unions = {n: np.zeros(self.target_tokens, dtype=bool) for n in GROUPS}
+        totals = dict.fromkeys(GROUPS, 0)
+        for draw in range(self.draws):
+            rng = generator(self.seed, f"pose coverage {way}", draw)
+            ids = position_ids(positions, self.window_tokens, [rng])[0]
+            found = covered(ids, self.target_tokens)
+            counts += found
+            for n, union in unions.items():
+                union |= found
+                if (draw + 1) % n == 0:
+                    totals[n] += int(union.sum())
+                    union[:] = False
+        shares = {n: totals[n] / (self.draws // n * self.target_tokens) for n in GROUPS}
+        return counts / self.draws, shares
+
+    def _deviation(self, found: np.ndarray, p: np.ndarray) -> float:
+        error = np.sqrt(self.draws * p * (1 - p) + 1) / self.draws
+        return float((np.abs(found - p) / error).max())
+
+
+CHECKS: Mapping[str, type[Check]] = {
+    "pose_coverage": PoseCoverage,
+}
