@@ -53,6 +53,42 @@ def test_a_repeated_key_has_the_value_it_was_first_shown_with(index: int, seed: 
     assert ids.dtype == np.int64
 
 
+@given(st.integers(0, 10**6), st.integers(2, 40), st.integers(0, 40))
+def test_a_copying_document_repeats_one_segment(index: int, least: int, more: int) -> None:
+    """Guards against copies that differ, or text that only looks like one: nothing to induce."""
+    filler = np.random.default_rng(1).permutation(100_000)[:5000] + 1000  # every token once
+    spec = corpus(copy_share=1.0, copy_tokens=(least, least + more), filler_share=(0.0, 0.0))
+    ids = document(spec, index, filler, RESERVED)
+    assert len(ids) == 600
+    assert set(ids.tolist()) <= set(filler.tolist())
+    period = next(n for n in range(1, 600) if (ids[n:] == ids[:-n]).all())
+    assert least <= period <= least + more
+    place = {token: i for i, token in enumerate(filler.tolist())}
+    steps = np.diff([place[token] for token in ids[:period].tolist()])
+    assert np.mean(steps == 1) < 0.5  # no run of the corpus
+    between = document(dataclasses.replace(spec, filler_share=(0.4, 0.4)), index, filler, RESERVED)
+    windows = np.lib.stride_tricks.sliding_window_view(between, period)
+    assert (windows == ids[:period]).all(axis=1).sum() >= 2 or period > 60
+
+
+def test_a_share_of_documents_copies() -> None:
+    """Guards against a share that changes the other documents, or counts something else."""
+    plain = corpus()
+    mixed = corpus(copy_share=0.3)
+    same = [
+        document(plain, i, FILLER, RESERVED).tobytes()
+        == document(mixed, i, FILLER, RESERVED).tobytes()
+        for i in range(400)
+    ]
+    assert np.mean(same) == pytest.approx(0.7, abs=0.08)
+    copying = [document(mixed, i, FILLER, RESERVED) for i in range(400) if not same[i]]
+    assert not any((ids == MARKER).any() for ids in copying)
+    with pytest.raises(SpecError, match=r"copy_share 1\.5 must lie within"):
+        document(corpus(copy_share=1.5), 0, FILLER, RESERVED)
+    with pytest.raises(SpecError, match=r"copy_tokens \(1, 9\) be a range from 2 on"):
+        document(corpus(copy_tokens=(1, 9)), 0, FILLER, RESERVED)
+
+
 def test_documents_are_addressed_by_index_and_seed() -> None:
     """Guards against documents that depend on those made before them."""
     spec = corpus()

@@ -64,7 +64,8 @@ def document(
     """Return recall document `index`: int64 [spec.length_tokens], a pure function of its arguments.
 
     The stream is a sequence of elements: with a probability drawn from `filler_share` a piece of
-    filler, otherwise one of the document's pairs, drawn evenly. It is cut at `length_tokens`, in
+    filler, otherwise one of the document's pairs, drawn evenly, or, in a share `copy_share` of the
+    documents, always the same segment of random tokens. It is cut at `length_tokens`, in
     the middle of an element if need be. Lengths of filler are log-uniform, so that keys are asked
     for again at every distance, mostly short ones: without these, small models never start to
     retrieve.
@@ -81,23 +82,23 @@ def document(
             f"filler_share {spec.filler_share} must be a range within [0, 1) and "
             f"filler_longest_tokens {spec.filler_longest_tokens} be at least 1"
         )
-    keys, values = alphabet(reserved_tokens, spec.keys)
+    if not 0 <= spec.copy_share <= 1 or not 2 <= spec.copy_tokens[0] <= spec.copy_tokens[1]:
+        raise SpecError(
+            f"copy_share {spec.copy_share} must lie within [0, 1] and copy_tokens "
+            f"{spec.copy_tokens} be a range from 2 on"
+        )
     rng = generator(spec.seed, "recall", index)
-    pairs = int(rng.integers(least, most + 1))
-    table = np.stack(  # [pairs, 3]
-        [
-            np.full(pairs, MARKER),
-            rng.choice(keys, pairs, replace=False),
-            rng.choice(values, pairs, replace=False),
-        ],
-        axis=1,
-    )
+    if generator(spec.seed, "recall or copy", index).random() < spec.copy_share:
+        table = _segment(spec, rng, filler)
+    else:
+        table = _pairs(spec, rng, reserved_tokens)
+    shown, shown_tokens = table.shape
     # Every element has a token at least, so `length` of them are always enough.
     length = spec.length_tokens
     is_filler = rng.random(length) < rng.uniform(low, high)
     lengths = np.exp(rng.uniform(0, np.log(spec.filler_longest_tokens + 1), length))
-    sizes = np.where(is_filler, lengths.astype(np.int64), PAIR_TOKENS)
-    which = rng.integers(pairs, size=length)
+    sizes = np.where(is_filler, lengths.astype(np.int64), shown_tokens)
+    which = rng.integers(shown, size=length)
     begins = rng.integers(len(filler), size=length)
     # token -> its element and its place inside the element
     ends = np.cumsum(sizes)
@@ -105,8 +106,29 @@ def document(
     element = np.searchsorted(ends, places, side="right")
     inside = places - (ends - sizes)[element]
     text = filler.take(begins[element] + inside, mode="wrap")
-    pair = table[which[element], np.minimum(inside, PAIR_TOKENS - 1)]
-    return np.where(is_filler[element], text, pair).astype(np.int64)
+    again = table[which[element], np.minimum(inside, shown_tokens - 1)]
+    return np.where(is_filler[element], text, again).astype(np.int64)
+
+
+def _pairs(spec: RecallCorpus, rng: np.random.Generator, reserved_tokens: int) -> np.ndarray:
+    """Return the pairs of one document: int64 [pairs, 3]."""
+    keys, values = alphabet(reserved_tokens, spec.keys)
+    pairs = int(rng.integers(spec.pairs[0], spec.pairs[1] + 1))
+    return np.stack(
+        [
+            np.full(pairs, MARKER),
+            rng.choice(keys, pairs, replace=False),
+            rng.choice(values, pairs, replace=False),
+        ],
+        axis=1,
+    )
+
+
+def _segment(spec: RecallCorpus, rng: np.random.Generator, filler: np.ndarray) -> np.ndarray:
+    """Return what a copying document repeats: int64 [1, tokens], as frequent as in the corpus."""
+    least, most = spec.copy_tokens
+    size = int(np.exp(rng.uniform(np.log(least), np.log(most + 1))))
+    return filler[rng.integers(len(filler), size=(1, min(size, most)))].astype(np.int64)
 
 
 def distance_range(

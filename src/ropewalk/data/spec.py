@@ -246,6 +246,10 @@ class RecallCorpus:
     # chance that the next element is filler and not a pair: drawn per document from this range, so
     # that some documents ask often (retrieval starts to form) and some ask from afar
     filler_longest_tokens: int = 192  # lengths of filler pieces are log-uniform from 1 to this
+    copy_share: float = 0.0
+    # of the documents that show a segment of random tokens again and again in place of pairs, so
+    # that copying (induction) forms too
+    copy_tokens: tuple[int, int] = (8, 96)  # of a segment: log-uniform, inclusive range
     seed: int = 0
 
     @property
