@@ -4,10 +4,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from readers import PlainReader
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM
-
-from ropewalk.evaluate.scorer import Scorer
 
 SENTENCES = (
     "The grass is green and the sky is blue. Here we go there and back again, said the sun.",
@@ -59,15 +58,6 @@ def small_model() -> Callable[..., LlamaForCausalLM]:
 
 
 @pytest.fixture(scope="session")
-def as_scorer() -> Callable[..., Scorer]:
-    """Return a function that shows a transformers model to the scorer."""
-
-    def make(model: LlamaForCausalLM, sequences: int = 3) -> Scorer:
-        return Scorer(
-            hidden=lambda ids: model.model(input_ids=ids, use_cache=False).last_hidden_state,
-            head=model.lm_head.weight,
-            name="small",
-            sequences=sequences,
-        )
-
-    return make
+def as_reader() -> Callable[[LlamaForCausalLM], PlainReader]:
+    """Return a function that shows a transformers model to the evaluation room."""
+    return PlainReader

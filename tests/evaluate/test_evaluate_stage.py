@@ -1,6 +1,7 @@
 """The stage end to end, on artifacts of the data room and an ordinary Hugging Face folder."""
 
 import dataclasses
+import importlib
 import json
 import math
 import shutil
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from ropewalk.base.manifest import MANIFEST, Manifest, write_manifest
 from ropewalk.base.stage import Job, StageError, run_stage
@@ -19,8 +20,8 @@ from ropewalk.data import recall
 from ropewalk.data.encoding import load
 from ropewalk.data.shards import ShardWriter
 from ropewalk.data.tokens import Tokens
+from ropewalk.evaluate import losses
 from ropewalk.evaluate.intervals import mean_nll
-from ropewalk.evaluate.plan import plan
 from ropewalk.evaluate.reach import k_max
 from ropewalk.evaluate.spec import (
     EvaluateJob,
@@ -29,6 +30,7 @@ from ropewalk.evaluate.spec import (
     RecallProbe,
     SameTokens,
     SlidingWindow,
+    protocol_module,
 )
 from ropewalk.evaluate.stage import work
 from ropewalk.evaluate.store import read_scores
@@ -52,7 +54,7 @@ def artifacts(
         spec={},
         inputs={},
         files=[folder / "tokenizer.json"],
-        result={"vocabulary_size": 400, "bos": 0, "eos": 1, "reserved_tokens": 16},
+        result={"vocabulary_size": 400, "bos": 0, "eos": 1, "opening": True, "reserved_tokens": 16},
     )
     folder = tmp_path / "tokens"
     folder.mkdir()
@@ -94,6 +96,7 @@ def run(artifacts: Artifacts, spec: EvaluateJob, folder: Path) -> dict:
         "evaluate",
         "ropewalk.evaluate.stage",
         work,
+        chosen=importlib.import_module(protocol_module(spec.protocol)),
         spec=spec,
         inputs={name: manifest.folder / MANIFEST for name, manifest in artifacts.items()},
         folder=folder,
@@ -152,7 +155,7 @@ def test_sliding_scores_every_token_of_every_document(artifacts: Artifacts, tmp_
             int(rows[rows["document"] == d]["hit"].sum()) for d in found["documents"]
         ]
         positions = rows[rows["document"] == "doc-2"]["position"].tolist()
-        assert positions == list(range(1, LENGTHS[2]))
+        assert positions == list(range(LENGTHS[2] - 1))  # BOS, which opens it, has none
 
 
 def test_a_killed_evaluation_goes_on_and_ends_in_the_same_bytes(
@@ -170,6 +173,7 @@ def test_a_killed_evaluation_goes_on_and_ends_in_the_same_bytes(
         folder=tmp_path / "whole",
         recipe="r",
         code="c",
+        chosen=losses,
     )
     job.folder.mkdir()
     work(job)
@@ -182,7 +186,7 @@ def test_a_killed_evaluation_goes_on_and_ends_in_the_same_bytes(
         work(killed)
     blocks = killed.folder / "blocks-r"
     assert sorted(p.name for p in blocks.glob("*.arrow")) == [
-        f"{step}-{label}-000000.arrow" for step in (0, 5) for label in range(3)
+        f"{step}-{label}-000000.arrow" for step in (0, 5) for label in ("1x", "2x", "3x")
     ]
     assert not (killed.folder / "result.json").exists()
     (tmp_path / "hidden").rename(final)
@@ -224,7 +228,9 @@ def test_bf16_is_close_to_fp32_but_not_equal(artifacts: Artifacts, tmp_path: Pat
 
 def test_passkey_through_the_stage(artifacts: Artifacts, tmp_path: Path) -> None:
     """Guards: distances that disappear, and successes that the stored hits do not show."""
-    protocol = Passkey(context_tokens=420, distances=6, trials=3, digits=2, prompt="full")
+    protocol = Passkey(
+        context_tokens=420, distances=6, trials=3, digits=2, prompt="full", allow=("dropped",)
+    )
     result = run(artifacts, spec_of(protocol), tmp_path / "out")
     snapshot = result["snapshots"]["5"]
     assert snapshot["context_tokens"] == 420
@@ -233,7 +239,7 @@ def test_passkey_through_the_stage(artifacts: Artifacts, tmp_path: Path) -> None
     assert snapshot["trials"] == [3] * len(snapshot["distances"])
     table = read_scores(tmp_path / "out" / "scores.arrow").to_pandas()
     rows = table[table["snapshot"] == 5]
-    assert (rows["context"] == "passkey").all()
+    assert (rows["context"] == "answers").all()
     all_hit = rows.groupby("document", observed=True)["hit"].all()
     assert len(all_hit) == sum(snapshot["trials"])
     for distance, successes in zip(snapshot["distances"], snapshot["successes"], strict=True):
@@ -252,7 +258,8 @@ def test_passkey_through_the_stage(artifacts: Artifacts, tmp_path: Path) -> None
 def test_prompts_open_as_documents_do(artifacts: Artifacts, protocol: Protocol) -> None:
     """Guards: retrieval measured without the BOS every training document began with."""
     words = load(artifacts["tokenizer"])
-    planned = plan(spec_of(protocol), Tokens(artifacts["tokens"]), words)
+    module = importlib.import_module(protocol_module(protocol))
+    planned = module.plan(protocol, 2, Tokens(artifacts["tokens"]), words)
     assert len(planned.documents) > 5
     for index in range(len(planned.documents)):
         ids = planned.document(index)
@@ -265,7 +272,14 @@ def test_prompts_open_as_documents_do(artifacts: Artifacts, protocol: Protocol) 
 def test_recall_probe_equals_a_plain_loop(artifacts: Artifacts, tmp_path: Path) -> None:
     """Guards: an answer read at another place, or probes other than those of the data room."""
     protocol = RecallProbe(
-        context_tokens=64, distances=8, trials=5, keys=8, pairs=3, shown=1, prompt="full"
+        context_tokens=64,
+        distances=8,
+        trials=5,
+        keys=8,
+        pairs=3,
+        shown=1,
+        prompt="full",
+        allow=("dropped",),
     )
     result = run(artifacts, spec_of(protocol, snapshots="final"), tmp_path / "out")
     found = result["snapshots"]["9"]
@@ -299,6 +313,7 @@ def test_inputs_that_do_not_fit_are_refused(artifacts: Artifacts, tmp_path: Path
         folder=tmp_path / "out",
         recipe="r",
         code="c",
+        chosen=losses,
     )
     with pytest.raises(StageError, match=r"input 'run' .* was made with the tokenizer"):
         work(job)
@@ -310,3 +325,76 @@ def test_inputs_that_do_not_fit_are_refused(artifacts: Artifacts, tmp_path: Path
     if not torch.cuda.is_available():
         with pytest.raises(StageError, match="device: 'a100-80' is a GPU"):
             work(job)
+
+
+def test_the_cost_is_modelled_in_the_result_and_measured_beside_it(
+    artifacts: Artifacts, tmp_path: Path
+) -> None:
+    """Guards: a time in the bytes of a result, or a count that is not that of the forward."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    result = run(artifacts, spec_of(SAME, snapshots="final"), tmp_path / "out")
+    model = AutoModelForCausalLM.from_pretrained(
+        artifacts["run"].folder / "final", attn_implementation="eager"
+    )
+    total = 0
+    for context in SAME.contexts.values():
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(input_ids=torch.zeros(4, context, dtype=torch.long), logits_to_keep=16)
+        total += counter.get_total_flops()
+        # the counter sees the whole square of attention, of which a causal mask needs half
+        total -= 2 * 2 * 4 * 2 * 32 * (context**2 - context * (context + 1) // 2)
+    assert result["cost"]["flops"] == pytest.approx(total, rel=1e-3)
+    assert result["cost"]["tokens_scored"] == 4 * 3 * 16
+    assert result["cost"]["tokens_read"] == 4 * (32 + 64 + 100)
+    measured = json.loads((tmp_path / "out" / "cost.json").read_text())
+    assert measured["seconds"] > 0
+    assert measured["flops_per_second"] == pytest.approx(total / measured["seconds"], rel=1e-3)
+    assert "seconds" not in result["cost"]
+    listed = json.loads((tmp_path / "out" / MANIFEST).read_text())["files"]
+    assert [file["path"] for file in listed] == ["result.json", "scores.arrow"]
+
+
+def test_what_is_lost_must_be_allowed(artifacts: Artifacts, tmp_path: Path) -> None:
+    """Guards: cases that disappear, and a mean over the losses that happen to be numbers."""
+    strict = Passkey(context_tokens=420, distances=6, trials=3, digits=2, prompt="full")
+    with pytest.raises(StageError, match=r"passkey: \d+ cases could not be made: .*allow"):
+        run(artifacts, spec_of(strict, snapshots="final"), tmp_path / "strict")
+    final = artifacts["run"].folder / "final"
+    model = AutoModelForCausalLM.from_pretrained(final)
+    with torch.no_grad():  # one word in 400 without a finite logit
+        model.get_output_embeddings().weight[7] = math.nan
+    model.save_pretrained(final)
+    broken = dataclasses.replace(SAME, contexts={"1x": 32})
+    files = [file for file in artifacts["run"].folder.rglob("*") if file.is_file()]
+    artifacts["run"] = write_manifest(
+        artifacts["run"].folder,
+        stage="train",
+        spec={},
+        inputs={"tokenizer": artifacts["tokenizer"]},
+        files=[file for file in files if file.name not in (MANIFEST, "provenance.json")],
+        result=artifacts["run"].result,
+    )
+    with pytest.raises(StageError, match=r"64 losses are not finite, the first is that of doc"):
+        run(artifacts, spec_of(broken, snapshots="final"), tmp_path / "nan")
+    assert not (tmp_path / "nan" / "result.json").exists()
+
+
+def test_an_evaluation_under_another_rope(artifacts: Artifacts, tmp_path: Path) -> None:
+    """Guards: a rope that is recorded and not used, or scores kept from another rope."""
+    from ropewalk.model.spec import LinearRope
+
+    plain = run(artifacts, spec_of(SLIDING, snapshots="final"), tmp_path / "plain")
+    rope = LinearRope(factor=4.0)
+    found = run(artifacts, spec_of(SLIDING, snapshots="final", rope=rope), tmp_path / "linear")
+    config = AutoConfig.from_pretrained(artifacts["run"].folder / "final")
+    config.rope_parameters = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
+    model = AutoModelForCausalLM.from_pretrained(artifacts["run"].folder / "final", config=config)
+    ids = torch.from_numpy(Tokens(artifacts["tokens"]).document(1).astype(int))[None]
+    with torch.no_grad():
+        loss = model(input_ids=ids, labels=ids).loss.item()
+    sums = found["snapshots"]["9"]["contexts"]["2x"]["nll_sums"]
+    assert sums[1] == pytest.approx(39 * loss, rel=1e-5)  # document 1 has 40 tokens
+    assert abs(plain["snapshots"]["9"]["contexts"]["2x"]["nll_sums"][1] - sums[1]) > 1e-3
+    assert plain["key"] != found["key"]
+    assert found["key"]["rope"]["kind"] == "linear"

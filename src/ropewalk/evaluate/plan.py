@@ -1,4 +1,4 @@
-"""What an evaluation scores at every snapshot, built once from the protocol and the tokens."""
+"""What an evaluation asks of a model at every snapshot: built once, before any model is loaded."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -6,124 +6,61 @@ from typing import Any
 
 import numpy as np
 
-from ropewalk.base.spec import SpecError
-from ropewalk.base.stage import StageError
-from ropewalk.data import recall
-from ropewalk.data.encoding import LoadedTokenizer
-from ropewalk.data.tokens import Tokens
-from ropewalk.evaluate import perplexity, retrieval
-from ropewalk.evaluate.passkey import Prompts
-from ropewalk.evaluate.retrieval import Trial, Trials
 from ropewalk.evaluate.scorer import Scores
-from ropewalk.evaluate.spec import EvaluateJob, Passkey, RecallProbe, SameTokens, SlidingWindow
-from ropewalk.evaluate.windows import Spans, same_tokens, sliding_window
+from ropewalk.evaluate.spans import Spans
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Prompts:
+    """Prompts that are answered by decoding."""
+
+    ids: Sequence[np.ndarray]  # int64 [tokens] of each prompt
+    names: Sequence[str]  # of each, unique
+    new_tokens: int  # at most, of every answer
+    stop: tuple[int, ...] = ()  # tokens that end an answer and are no part of it
+    temperature: float = 0.0  # 0: greedy
+    top_p: float = 1.0
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Replies:
+    """The decoded tokens of every prompt, in the order of the prompts."""
+
+    ids: Sequence[np.ndarray]  # int64 [at most new_tokens] of each
+
+
+# (scores by label of the spans, replies by label of the prompts) -> a snapshot of `result.json`
+Summarise = Callable[[Mapping[str, Scores], Mapping[str, Replies]], dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Plan:
-    """Spans per context label over a list of documents, and what to make of their scores."""
+    """Spans to score and prompts to answer, each by label, and what to make of them."""
 
-    spans: Mapping[str, Spans]
-    documents: Sequence[str]  # names
+    documents: Sequence[str]  # names of what the spans read
     document: Callable[[int], np.ndarray]  # index -> token ids
-    summarise: Callable[[Mapping[str, Scores]], dict[str, Any]]  # label -> scores: a snapshot
+    spans: Mapping[str, Spans]
+    summarise: Summarise
+    prompts: Mapping[str, Prompts] = dataclasses.field(default_factory=dict)
+    opening: int | None = None  # the token before spans that have one
+    dropped: Sequence[str] = ()  # what could not be made, in words; fails unless allowed
+    truncated: Sequence[str] = ()  # what was cut although no setting says so; likewise
 
     @property
-    def windows(self) -> int:
-        """Return the forward passes of single sequences at one snapshot."""
-        return sum(len(spans) for spans in self.spans.values())
+    def sequences(self) -> int:
+        """Return the spans and prompts of one snapshot."""
+        return sum(map(len, self.spans.values())) + sum(map(len, self.prompts.values()))
 
     @property
     def tokens(self) -> int:
-        """Return the tokens read at one snapshot."""
-        return sum(int(spans.lengths.sum()) for spans in self.spans.values())
+        """Return the tokens read at one snapshot, those of decoded answers left out."""
+        read = sum(int(spans.lengths.sum()) for spans in self.spans.values())
+        return read + sum(len(ids) for p in self.prompts.values() for ids in p.ids)
 
     @property
     def scored(self) -> int:
         """Return the tokens scored at one snapshot."""
         return sum(int(spans.scored.sum()) for spans in self.spans.values())
-
-
-def plan(spec: EvaluateJob, tokens: Tokens, tokenizer: LoadedTokenizer) -> Plan:
-    """Return what `spec.protocol` scores on these tokens.
-
-    Raises:
-        StageError: if the tokens or the context cannot give what the protocol asks for.
-    """
-    protocol = spec.protocol
-    if isinstance(protocol, SameTokens):
-        return _losses(same_tokens(tokens.lengths, protocol), protocol.contexts, tokens)
-    if isinstance(protocol, SlidingWindow):
-        return _losses(sliding_window(tokens.lengths, protocol), protocol.contexts, tokens)
-    if isinstance(protocol, Passkey):
-        prompts = Prompts(
-            tokenizer.tokenizer, tokenizer.bos, digits=protocol.digits, seed=spec.seed
-        )
-        return _retrieval(
-            protocol,
-            lambda distance, n: prompts.trial(
-                protocol.context_tokens if protocol.prompt == "full" else None,
-                distance,
-                n,
-                at_most=protocol.context_tokens,
-            ),
-        )
-    return _retrieval(protocol, _recall(protocol, spec.seed, tokens, tokenizer))
-
-
-def _losses(spans: Mapping[str, Spans], contexts: Mapping[str, int], tokens: Tokens) -> Plan:
-    documents = tokens.ids
-
-    def summarise(scores: Mapping[str, Scores]) -> dict[str, Any]:
-        return {
-            "contexts": {
-                label: perplexity.summarise(scores[label], documents, contexts[label])
-                for label in contexts
-            }
-        }
-
-    return Plan(spans=spans, documents=documents, document=tokens.document, summarise=summarise)
-
-
-def _retrieval(protocol: Passkey | RecallProbe, make: Callable[[int, int], Trial | None]) -> Plan:
-    trials: Trials = retrieval.build(
-        protocol.context_tokens, protocol.distances, protocol.trials, make
-    )
-    label = protocol.kind
-    return Plan(
-        spans={label: trials.spans},
-        documents=trials.names,
-        document=lambda index: trials.trials[index].ids,
-        summarise=lambda scores: retrieval.summarise(scores[label], trials, protocol.threshold),
-    )
-
-
-def _recall(
-    protocol: RecallProbe, seed: int, tokens: Tokens, tokenizer: LoadedTokenizer
-) -> Callable[[int, int], Trial | None]:
-    try:
-        filler = recall.filler_of(tokens)
-    except SpecError as error:
-        raise StageError(f"protocol recall: {error}") from None
-    shape = (protocol.pairs, tokenizer.bos, protocol.shown)
-    possible = recall.distance_range(protocol.context_tokens, *shape)
-
-    def make(distance: int, number: int) -> Trial | None:
-        if possible is None or not possible[0] <= distance <= possible[1]:
-            return None
-        full = protocol.prompt == "full"
-        ids, _, position = recall.probe(
-            protocol.context_tokens if full else recall.shortest_context(distance, *shape),
-            distance,
-            protocol.pairs,
-            protocol.keys,
-            number,
-            seed,
-            filler,
-            tokenizer.reserved,
-            tokenizer.bos,
-            protocol.shown,
-        )
-        return Trial(distance=distance, ids=ids, answer_start=position)
-
-    return make

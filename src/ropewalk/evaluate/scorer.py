@@ -1,9 +1,9 @@
 """Scoring spans with a model: the loss and the top-1 hit of every scored token.
 
-Legend: B sequences of a forward pass, T tokens of each, N scored tokens, d hidden size, V words.
+Legend: B sequences of a forward pass, T tokens of each, n scored tokens of each.
 
-Sequences of one forward pass have equal length, so there is no padding. The output head is applied
-to scored positions only, its logits and the log-softmax are float32 whatever the model computes in.
+Sequences of one forward pass have equal length and are scored at equal places, so there is no
+padding and logits exist only where a token is scored.
 """
 
 import dataclasses
@@ -11,83 +11,102 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from ropewalk.base.stage import StageError
-from ropewalk.evaluate.windows import Spans
+from ropewalk.evaluate.spans import Spans
+from ropewalk.model.reader import Reader
 
-LOGITS_AT_ONCE = 2**24  # elements of one chunk of float32 logits: 64 MiB
-
-Hidden = Callable[[torch.Tensor], torch.Tensor]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Scorer:
-    """A model as the scorer sees it."""
-
-    hidden: (
-        Hidden  # (ids int64 [B, T], segment bounds of each row) -> final hidden states [B, T, d]
-    )
-    head: torch.Tensor  # output head [V, d]
-    name: str  # of the run and snapshot, for messages
-    sequences: int  # of one forward pass, at most
-    logits_at_once: int = LOGITS_AT_ONCE  # elements
+SCORER_VERSION = 2  # of what a score means; scores of another version are not comparable
+TOKENS_AT_ONCE = 2**15  # read by one forward pass of several sequences, at most
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Scores:
     """Scored tokens, in the order of the spans; all columns [n]."""
 
-    document: np.ndarray  # int32, index in the corpus
+    document: np.ndarray  # int32, index in the plan's documents
     position: np.ndarray  # int32, of the token in its document
-    nll: np.ndarray  # float32, nats
+    preceding: np.ndarray  # int32, tokens its span read before it
+    window: np.ndarray  # int32, row of its span in the table
+    nll: np.ndarray  # float32, nats; not finite where the model's arithmetic failed
     hit: np.ndarray  # bool: the token is the model's first choice
+
+    def __len__(self) -> int:
+        return len(self.nll)
 
 
 @torch.inference_mode()
 def score(
-    scorer: Scorer,
+    reader: Reader,
     spans: Spans,
     document: Callable[[int], np.ndarray],
-    names: Sequence[str],
+    *,
+    opening: int | None = None,
+    sequences: int = 8,
+    first_window: int = 0,
 ) -> Scores:
-    """Score every span; `document(i)` gives the token ids of document i, `names[i]` its name.
+    """Score every span; `document(i)` gives the token ids of document i.
+
+    `opening` is the token read before spans that have one. A forward pass reads at most
+    `sequences` sequences. `spans` is a piece of a table that begins at row `first_window`.
 
     Raises:
-        StageError: for a loss that is not finite, naming the run, the document and the position.
+        StageError: for a token the model does not have, naming the document.
     """
-    offsets = np.concatenate([[0], np.cumsum(spans.scored)])
-    nll = np.empty(offsets[-1], dtype=np.float32)
-    hit = np.empty(offsets[-1], dtype=bool)
-    head = scorer.head.float()
-    for rows in _batches(spans.lengths, scorer.sequences):
-        batch = spans[rows]
-        ids = np.stack(
-            [
-                np.asarray(document(i)[start:end], dtype=np.int64)
-                for i, start, end in zip(
-                    batch.document.tolist(), batch.start, batch.end, strict=True
-                )
-            ]
+    ends = np.cumsum(spans.scored)
+    starts = ends - spans.scored
+    total = int(ends[-1]) if len(spans) else 0
+    nll = np.empty(total, dtype=np.float32)
+    hit = np.empty(total, dtype=bool)
+    before = spans.opening.astype(np.int64) - spans.start  # place of a token less its position
+    for rows in _batches(spans, sequences):
+        one = int(rows[0])
+        first = int(spans.scored_start[one] + before[one]) - 1
+        ids, targets = [], []
+        for row in rows.tolist():
+            text = np.asarray(document(int(spans.document[row])), dtype=np.int64)
+            read = text[spans.start[row] : spans.end[row]]
+            ids.append(np.concatenate([[opening], read]) if spans.opening[row] else read)
+            targets.append(text[spans.scored_start[row] : spans.scored_end[row]])
+        losses, hits = reader.losses(
+            _tensor(ids, reader), first, _tensor(targets, reader, scored=True)
         )
-        losses, hits = _score_batch(scorer, head, ids, batch)
-        _refuse_non_finite(losses, batch, scorer.name, names)
-        places = _ranges(offsets[rows], offsets[rows + 1])
-        nll[places], hit[places] = losses, hits
+        places = _ranges(starts[rows], ends[rows])
+        nll[places], hit[places] = losses.flatten().cpu().numpy(), hits.flatten().cpu().numpy()
+    position = _ranges(spans.scored_start, spans.scored_end)
     return Scores(
         document=np.repeat(spans.document, spans.scored).astype(np.int32),
-        position=_ranges(spans.scored_start, spans.scored_end).astype(np.int32),
+        position=position.astype(np.int32),
+        preceding=(position + np.repeat(before, spans.scored)).astype(np.int32),
+        window=np.repeat(np.arange(first_window, first_window + len(spans)), spans.scored).astype(
+            np.int32
+        ),
         nll=nll,
         hit=hit,
     )
 
 
-def _batches(lengths: np.ndarray, sequences: int) -> Iterator[np.ndarray]:
-    """Yield row indices in batches of equal length, longest first (memory fails early)."""
-    for length in np.unique(lengths)[::-1]:
-        rows = np.flatnonzero(lengths == length)
-        for begin in range(0, len(rows), sequences):
-            yield rows[begin : begin + sequences]
+def _tensor(rows: Sequence[np.ndarray], reader: Reader, *, scored: bool = False) -> torch.Tensor:
+    ids = np.stack(rows)
+    if ids.size and int(ids.max()) >= reader.vocabulary_size:
+        raise StageError(
+            f"{reader.name} has a vocabulary of {reader.vocabulary_size}, but a token that is "
+            f"{'scored' if scored else 'read'} has the id {int(ids.max())}: the text was tokenised "
+            "for another model"
+        )
+    return torch.from_numpy(ids).to(reader.device)
+
+
+def _batches(spans: Spans, sequences: int) -> Iterator[np.ndarray]:
+    """Yield row indices in batches of one shape, longest first (memory fails early)."""
+    first = spans.scored_start - spans.start + spans.opening
+    shapes = np.stack([spans.lengths, first, spans.scored], axis=1)
+    found, group = np.unique(shapes, axis=0, return_inverse=True)
+    for index in range(len(found) - 1, -1, -1):
+        rows = np.flatnonzero(group.reshape(-1) == index)
+        size = max(1, min(sequences, TOKENS_AT_ONCE // max(1, int(found[index, 0]))))
+        for begin in range(0, len(rows), size):
+            yield rows[begin : begin + size]
 
 
 def _ranges(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
@@ -95,43 +114,3 @@ def _ranges(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
     sizes = ends - starts
     before = np.cumsum(sizes) - sizes
     return np.repeat(starts - before, sizes) + np.arange(sizes.sum())
-
-
-def _score_batch(
-    scorer: Scorer, head: torch.Tensor, ids: np.ndarray, batch: Spans
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return float32 losses and hits of a batch's scored tokens [N], row after row."""
-    tokens = torch.from_numpy(ids).to(head.device)
-    length = tokens.shape[1]
-    states = scorer.hidden(tokens)
-    row = np.repeat(np.arange(len(batch)), batch.scored)
-    column = _ranges(batch.scored_start - batch.start, batch.scored_end - batch.start)
-    flat = torch.from_numpy(row * length + column).to(head.device)
-    targets = tokens.reshape(-1)[flat]
-    # The state at a position predicts the next token.
-    predicting = states.reshape(-1, states.shape[-1])[flat - 1]
-    losses, hits = [], []
-    rows_at_once = max(1, scorer.logits_at_once // head.shape[0])
-    with torch.autocast(head.device.type, enabled=False):
-        for states_chunk, targets_chunk in zip(
-            predicting.split(rows_at_once), targets.split(rows_at_once), strict=True
-        ):
-            logits = F.linear(states_chunk.float(), head)
-            losses.append(F.cross_entropy(logits, targets_chunk, reduction="none"))
-            hits.append(logits.argmax(dim=-1) == targets_chunk)
-    return torch.cat(losses).cpu().numpy(), torch.cat(hits).cpu().numpy()
-
-
-def _refuse_non_finite(losses: np.ndarray, batch: Spans, run: str, names: Sequence[str]) -> None:
-    if np.isfinite(losses).all():
-        return
-    at = int(np.flatnonzero(~np.isfinite(losses))[0])
-    ends = np.cumsum(batch.scored)
-    row = int(np.searchsorted(ends, at, side="right"))
-    position = int(batch.scored_end[row] - (ends[row] - at))
-    raise StageError(
-        f"{run}: the loss of document {names[int(batch.document[row])]!r} at position {position} "
-        f"is {losses[at]}, read from position {int(batch.start[row])}: the weights or "
-        "numerics.precision overflow there; evaluate in fp32 or bf16, or look at the loss curve of "
-        "the run"
-    )

@@ -1,0 +1,910 @@
+"""Tasks of lm-evaluation-harness through our readers, against the harness's own model."""
+
+import dataclasses
+import json
+import logging
+import math
+import random
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from lm_eval.api.instance import Instance
+from lm_eval.evaluator import evaluate
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from perplexity_cases import BOS, EOS, WORDS, loaded
+from readers import PlainReader
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from ropewalk.base.stage import StageError
+from ropewalk.data.encoding import LoadedTokenizer
+from ropewalk.evaluate import harness
+from ropewalk.evaluate.harness_model import NEW_TOKENS, Bridge, generation
+from ropewalk.evaluate.harness_names import NAMES
+from ropewalk.evaluate.spec import Harness
+from ropewalk.model.readers import open_reader
+from ropewalk.model.spec import Numerics
+
+SOME_WORDS = (
+    "grass green sky blue here there back again sun pass key hidden inside text Remember quiz 305 "
+    "find items return important about information irrelevant"
+).split()
+CHOICE = {
+    "output_type": "multiple_choice",
+    "doc_to_text": "Question: {{question}}\nAnswer:",
+    "doc_to_choice": "{{choices}}",
+    "doc_to_target": "{{label}}",
+    "metric_list": [
+        {"metric": name, "aggregation": "mean", "higher_is_better": True}
+        for name in ("acc", "acc_norm", "acc_mutual_info")
+    ],
+}
+LAST_WORD = {
+    "output_type": "loglikelihood",
+    "doc_to_text": "{{question}}",
+    "doc_to_target": "{{answer}}",
+    "metric_list": [
+        {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False},
+        {"metric": "acc", "aggregation": "mean", "higher_is_better": True},
+    ],
+}
+ROLLING = {
+    "output_type": "loglikelihood_rolling",
+    "doc_to_text": "",
+    "doc_to_target": "{{text}}",
+    "metric_list": [
+        {"metric": name, "aggregation": aggregation, "higher_is_better": False}
+        for name, aggregation in (
+            ("word_perplexity", "weighted_perplexity"),
+            ("byte_perplexity", "weighted_perplexity"),
+            ("bits_per_byte", "bits_per_byte"),
+        )
+    ],
+}
+ANSWER = {
+    "output_type": "generate_until",
+    "doc_to_text": "{{question}}",
+    "doc_to_target": "{{answer}}",
+    "generation_kwargs": {"until": [" the", "\n"], "max_gen_toks": 12, "do_sample": False},
+    "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+}
+
+
+def sentence(random: np.random.Generator, most: int) -> str:
+    return " ".join(random.choice(SOME_WORDS) for _ in range(random.integers(1, most)))
+
+
+def documents(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    random = np.random.default_rng(seed)
+    return [
+        {
+            "question": sentence(random, 12),
+            # one and several tokens, so that answers differ in length
+            "choices": [sentence(random, 4) for _ in range(int(random.integers(2, 5)))],
+            "label": int(random.integers(2)),
+            "text": f"{sentence(random, 60)}\n {sentence(random, 6)}.",
+            "answer": sentence(random, 3),
+        }
+        for _ in range(count)
+    ]
+
+
+def write_task(folder: Path, name: str, task: Mapping[str, Any], rows: list[Any]) -> None:
+    """Write a task file and its documents, `name`.yaml and `name`.jsonl."""
+    folder.mkdir(exist_ok=True)
+    data = folder / f"{name}.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / f"{name}.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "task": name,
+                "dataset_path": "json",
+                "dataset_kwargs": {"data_files": {"test": str(data)}},
+                "test_split": "test",
+                "metadata": {"version": 3},
+                **task,
+            }
+        )
+    )
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take away what the machine says of caches: the work folder is where they belong."""
+    monkeypatch.delenv("HF_DATASETS_CACHE", raising=False)
+    monkeypatch.delenv("HF_HOME", raising=False)
+
+
+@pytest.fixture(scope="module")
+def model(small_model) -> LlamaForCausalLM:
+    made = small_model(WORDS)
+    # Below the harness's window, so that its rolling texts take several.
+    made.config.max_position_embeddings = 32
+    made.generation_config.pad_token_id = EOS
+    return made
+
+
+@pytest.fixture(params=["opens", "does not"])
+def opening(request) -> bool:
+    return request.param == "opens"
+
+
+@pytest.fixture
+def words(tmp_path: Path, tokenizer: Tokenizer, opening: bool) -> LoadedTokenizer:
+    """Return the tokenizer, one that opens documents with BOS or one that does not."""
+    return loaded(tmp_path / "tokenizer", tokenizer, opening=opening)
+
+
+@pytest.fixture
+def plain(tmp_path: Path, tokenizer: Tokenizer) -> LoadedTokenizer:
+    return loaded(tmp_path / "tokenizer", tokenizer, opening=False)
+
+
+def in_transformers(tokenizer: Tokenizer, opening: bool) -> PreTrainedTokenizerFast:
+    """Return the tokenizer as transformers has it, adding BOS by itself where it opens."""
+    copied = Tokenizer.from_str(tokenizer.to_str())
+    if opening:
+        copied.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=copied, bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )
+
+
+def theirs(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    task: str,
+    *,
+    bos: bool,
+    shots: int = 0,
+) -> Any:
+    """Return what the harness finds with its own model."""
+    lm = HFLM(
+        pretrained=model,
+        tokenizer=tokenizer,
+        add_bos_token=bos,
+        softmax_dtype="float32",
+        max_length=32 if task == "rolling" else 256,
+        batch_size=1,
+    )
+    loaded = TaskManager(include_path=str(folder), include_defaults=False).load([task])
+    loaded["tasks"][task].set_config("num_fewshot", shots)
+    loaded["tasks"][task].set_fewshot_seed(7)
+    return evaluate(lm, loaded, bootstrap_iters=1000, log_samples=True)
+
+
+@pytest.mark.parametrize("task", ["choice", "last_word", "rolling", "answer"])
+def test_it_finds_what_the_harness_finds_with_its_own_model(
+    tmp_path: Path,
+    model: LlamaForCausalLM,
+    tokenizer: Tokenizer,
+    words: LoadedTokenizer,
+    opening: bool,
+    task: str,
+) -> None:
+    """Guards against numbers that carry the harness's name and are not the harness's.
+
+    Rolling texts are compared without BOS in the tokens of the text: the harness puts one before
+    them itself, and where the tokenizer adds another reads two.
+    """
+    settings = {"choice": CHOICE, "last_word": LAST_WORD, "rolling": ROLLING, "answer": ANSWER}[
+        task
+    ]
+    bos = opening and task != "rolling"
+    rows = documents(14)
+
+    def harness_s() -> Any:
+        write_task(tmp_path / "tasks", task, settings, rows)
+        return theirs(model, in_transformers(tokenizer, bos), tmp_path / "tasks", task, bos=bos)
+
+    expected = harness_s()
+    if task == "answer":  # a model that knows nothing is right as often as wrong if told so
+        for sample in expected["samples"][task][::2]:
+            rows[sample["doc_id"]]["answer"] = sample["resps"][0][0]
+        expected = harness_s()
+    model.save_pretrained(tmp_path / "model")
+    with open_reader(
+        tmp_path / "model", rope=None, numerics=Numerics(), device=torch.device("cpu")
+    ) as reader:
+        found = harness.run(
+            Harness(tasks=(task,), folder=str(tmp_path / "tasks")),
+            reader,
+            words,
+            seed=7,
+            work_folder=tmp_path / "work",
+            sequences=4,
+            context_tokens=32 if task == "rolling" else None,
+        )
+    cell = found["cells"][task]
+    results, samples = expected["results"][task], expected["samples"][task]
+    printed = {key: value for key, value in results.items() if key in cell["metrics"]}
+    assert len(printed) == len(settings["metric_list"])
+    if task == "rolling":
+        assert cell["metrics"] == pytest.approx(printed, rel=1e-6)
+        nats = np.multiply(cell["scores"], cell["weights"])
+        assert nats == pytest.approx([-s["word_perplexity"][0] for s in samples], abs=1e-4)
+        assert cell["mean"] == pytest.approx(nats.sum() / sum(cell["weights"]), rel=1e-12)
+        assert max(len(words.encode(row["text"])) for row in documents(14)) > 64  # several windows
+    elif task == "last_word":
+        assert cell["metrics"] == pytest.approx(printed, rel=1e-6)
+        assert cell["scores"] == pytest.approx([-s["perplexity"] for s in samples], abs=1e-4)
+        assert cell["mean"] == pytest.approx(sum(cell["scores"]) / 14, rel=1e-12)
+    else:
+        assert cell["metrics"] == printed
+        metric = cell["metric"]
+        assert cell["scores"] == [sample[metric] for sample in samples]
+        assert cell["mean"] == cell["value"] == results[f"{metric},none"]
+        assert cell["stderr"] == pytest.approx(results[f"{metric}_stderr,none"], rel=1e-12)
+        assert 0 < cell["mean"] < 1
+    if task in ("rolling", "last_word"):
+        assert cell["value"] == pytest.approx(math.exp(cell["mean"]), rel=1e-12)
+    assert cell["documents"] == 14
+    assert cell["version"] == "3"
+    assert found["outcomes"]["truncated"] == found["outcomes"]["non_finite"] == 0
+
+
+def requests_of(kind: str, arguments: list[tuple], task: str = "made") -> list[Instance]:
+    return [
+        Instance(request_type=kind, doc={}, arguments=one, idx=0, metadata=(task, number, 1))
+        for number, one in enumerate(arguments)
+    ]
+
+
+def bridge(reader: Any, tokenizer: LoadedTokenizer, **settings: Any) -> Bridge:
+    given = {"seed": 3, "sequences": 4, "context_tokens": None, "allow": (), **settings}
+    return Bridge(reader, tokenizer, **given)
+
+
+PAIRS = [
+    ("The grass is green.", " The sky"),
+    ("The grass is green. ", "The sky is blue"),  # its space belongs to the continuation
+    ("", "back again"),
+    ("  ", "back again"),
+    ("Here we go", "there"),
+    ("The grass is gre", "en and the sky"),  # a token lies over the border
+    ("Remember 10 20", " 305"),
+    ("Remember 10 20", " 417"),
+]
+
+
+def test_log_likelihoods_are_those_of_the_harness_s_own_model(
+    model: LlamaForCausalLM,
+    tokenizer: Tokenizer,
+    words: LoadedTokenizer,
+    opening: bool,
+    as_reader,
+) -> None:
+    """Guards against a token more or less in context or continuation, which accuracies may hide."""
+    lm = HFLM(
+        pretrained=model,
+        tokenizer=in_transformers(tokenizer, opening),
+        add_bos_token=opening,
+        softmax_dtype="float32",
+        max_length=256,
+    )
+    whole, parts = words.encode("green"), [*words.encode("gre"), *words.encode("en")]
+    assert whole.tolist() != parts
+    # The harness fails where a context of spaces leaves no token at all.
+    pairs = [pair for pair in PAIRS if opening or pair[0] != "  "]
+    asked = requests_of("loglikelihood", pairs)
+    expected = lm.loglikelihood(asked, disable_tqdm=True)
+    found = bridge(as_reader(model), words).loglikelihood(asked)
+    assert [x for x, _ in found] == pytest.approx([x for x, _ in expected], abs=1e-4)
+    assert [x for _, x in found] == [x for _, x in expected]
+
+
+@pytest.mark.parametrize("until", [[], ["\n"], ["a"], ["the", "e"]])
+def test_answers_are_those_of_the_harness_s_own_model(
+    model: LlamaForCausalLM,
+    tokenizer: Tokenizer,
+    words: LoadedTokenizer,
+    opening: bool,
+    until: list[str],
+    as_reader,
+) -> None:
+    """Guards against answers that begin or end a token off, which a match may forgive."""
+    lm = HFLM(
+        pretrained=model,
+        tokenizer=in_transformers(tokenizer, opening),
+        add_bos_token=opening,
+        max_length=256,
+    )
+    contexts = [row["question"] for row in documents(6, seed=5)]
+    asked = requests_of(
+        "generate_until",
+        [
+            (context, {"until": until, "max_gen_toks": 10, "do_sample": False})
+            for context in contexts
+        ],
+    )
+    expected = lm.generate_until(asked, disable_tqdm=True)
+    assert bridge(as_reader(model), words).generate_until(asked) == expected
+    assert any(expected)
+
+
+def test_bos_is_read_once_and_scored_never(
+    model: LlamaForCausalLM, words: LoadedTokenizer, opening: bool, as_reader
+) -> None:
+    """Guards against a second BOS, which costs nats per document and no error."""
+    seen: list[list[int]] = []
+
+    class Watched(PlainReader):
+        def logits(self, ids: torch.Tensor, first: int, count: int) -> torch.Tensor:
+            seen.extend(ids.tolist())
+            return super().logits(ids, first, count)
+
+        def losses(self, ids, first, targets):
+            assert not (targets == BOS).any()
+            return super().losses(ids, first, targets)
+
+    made = bridge(Watched(model), words)
+    text = "The grass is green and the sky is blue."
+    ids = words.encode(text).tolist()
+    made.loglikelihood_rolling(requests_of("loglikelihood_rolling", [(text,)]))
+    assert seen == [[BOS, *ids[:-1]]]  # the text needs something before its first token
+    seen.clear()
+    made.loglikelihood(requests_of("loglikelihood", [(text, " Here we go")]))
+    made.generate_until(requests_of("generate_until", [(text, {"max_gen_toks": 1})]))
+    start = [BOS] if opening else []
+    assert len(seen) == 2
+    for row in seen:
+        assert row[: len(start) + len(ids)] == start + ids
+        assert row.count(BOS) == len(start)
+
+
+def test_a_bos_spelled_out_in_a_text_is_text(
+    model: LlamaForCausalLM, plain: LoadedTokenizer
+) -> None:
+    """Guards against documents that bring their own special tokens into a context."""
+    made = PlainReader(model)
+    text = "<s> The grass"
+    bridge(made, plain).loglikelihood_rolling(requests_of("loglikelihood_rolling", [(text,)]))
+    assert made.calls == [(1, len(plain.encode(text)))]
+    assert BOS not in plain.encode(text)
+
+
+def test_a_tokenizer_without_bos_reads_eos_before_a_text(
+    tmp_path: Path, model: LlamaForCausalLM, tokenizer: Tokenizer, as_reader
+) -> None:
+    """Guards against a first token that is not scored, or scored after nothing."""
+    words = loaded(tmp_path / "a", tokenizer, bos=None)
+    ids = words.encode("The sky is blue").tolist()
+    (found,) = bridge(as_reader(model), words).loglikelihood_rolling(
+        requests_of("loglikelihood_rolling", [("The sky is blue",)])
+    )
+    with torch.no_grad():
+        logs = torch.log_softmax(model(torch.tensor([[EOS, *ids[:-1]]])).logits[0], -1)
+    assert found == pytest.approx(sum(float(logs[i, t]) for i, t in enumerate(ids)), abs=1e-4)
+    neither = loaded(tmp_path / "b", tokenizer, bos=None, eos=None)
+    with pytest.raises(StageError, match="neither BOS nor EOS"):
+        bridge(as_reader(model), neither).loglikelihood(requests_of("loglikelihood", [("", "x")]))
+
+
+def test_neither_order_nor_batch_changes_a_score(
+    model: LlamaForCausalLM, plain: LoadedTokenizer, as_reader
+) -> None:
+    """Guards against padding, and against results handed to the wrong request."""
+    random = np.random.default_rng(1)
+    pairs = [(sentence(random, 9), f" {sentence(random, 4)}") for _ in range(40)]
+    pairs += [(pairs[0][0], f" {word}") for word in ("a", "b", "c")]  # of one token each
+    asked = requests_of("loglikelihood", pairs)
+    alone = [bridge(as_reader(model), plain).loglikelihood([one])[0] for one in asked]
+    with torch.no_grad():
+        for (context, continuation), (found, _) in zip(pairs[:8], alone, strict=False):
+            whole = plain.encode(context + continuation).tolist()
+            start = len(plain.encode(context))
+            logs = torch.log_softmax(model(torch.tensor([whole])).logits[0], -1)
+            by_hand = sum(float(logs[i - 1, whole[i]]) for i in range(start, len(whole)))
+            assert found == pytest.approx(by_hand, abs=1e-4)
+    for sequences in (1, 3, 64):
+        order = random.permutation(len(asked))
+        found = bridge(as_reader(model), plain, sequences=sequences).loglikelihood(
+            [asked[i] for i in order]
+        )
+        for place, i in enumerate(order):
+            assert found[place][0] == pytest.approx(alone[i][0], abs=1e-5)
+            assert found[place][1] == alone[i][1]
+
+
+def test_answers_of_one_token_to_one_question_are_read_once(
+    model: LlamaForCausalLM, plain: LoadedTokenizer
+) -> None:
+    """Guards against paying for every choice of BoolQ and MMLU, as the harness does not."""
+    made = PlainReader(model)
+    single = [c for c in "abcdefg" if len(plain.encode("go" + c)) == len(plain.encode("go")) + 1]
+    assert len(single) > 3
+    found = bridge(made, plain).loglikelihood(
+        requests_of("loglikelihood", [("go", choice) for choice in single])
+    )
+    assert made.calls == [(1, len(plain.encode("go")))]
+    with torch.no_grad():
+        logs = torch.log_softmax(
+            model(torch.tensor([plain.encode("go").tolist()])).logits[0, -1], -1
+        )
+    for choice, (value, greedy) in zip(single, found, strict=True):
+        token = int(plain.encode("go" + choice)[-1])
+        assert value == pytest.approx(float(logs[token]), abs=1e-4)
+        assert greedy == (int(logs.argmax()) == token)
+
+
+def test_a_text_that_does_not_fit_is_refused(
+    model: LlamaForCausalLM, words: LoadedTokenizer, opening: bool, as_reader
+) -> None:
+    """Guards against scores of prompts that were cut, the harness's exit code 0."""
+    context, continuation = "The grass is green and the sky is blue.", " Here we go"
+    ids = words.encode(context + continuation).tolist()
+    read = len(ids) - 1 + opening  # the last token is scored, not read
+    scored = len(ids) - len(words.encode(context))
+    pair = requests_of("loglikelihood", [(context, continuation)])
+    fits = bridge(as_reader(model), words, context_tokens=read)
+    (whole,) = fits.loglikelihood(pair)
+    assert fits.counts["truncated"] == 0
+    with pytest.raises(StageError, match=r"task made, document 0: \d+ tokens do not fit in"):
+        bridge(as_reader(model), words, context_tokens=read - 1).loglikelihood(pair)
+    allowed = bridge(as_reader(model), words, context_tokens=read - 1, allow=("truncated",))
+    (found,) = allowed.loglikelihood(pair)
+    assert allowed.counts["truncated"] == 1
+    assert found != whole
+    kept = [*[BOS] * opening, *ids[1:]]  # cut from the left, behind BOS
+    with torch.no_grad():
+        logs = torch.log_softmax(model(torch.tensor([kept])).logits[0], -1)
+    places = range(len(kept) - scored, len(kept))
+    assert found[0] == pytest.approx(sum(float(logs[i - 1, kept[i]]) for i in places), abs=1e-4)
+    for limit in range(1, scored):  # not even what is scored
+        with pytest.raises(StageError, match="not even without the context"):
+            bridge(
+                as_reader(model), words, context_tokens=limit, allow=("truncated",)
+            ).loglikelihood(pair)
+
+
+def test_the_room_of_a_model_is_a_limit_and_answers_need_theirs(
+    model: LlamaForCausalLM, plain: LoadedTokenizer, as_reader
+) -> None:
+    """Guards against an answer for which the end of the prompt had to go."""
+    context = "The grass is green and the sky is blue."
+    length = len(plain.encode(context))
+    asked = requests_of("generate_until", [(context, {"max_gen_toks": 5})])
+    reader = as_reader(model)
+    reader.room = length + 5
+    whole = bridge(reader, plain, context_tokens=1000)
+    assert whole.context_tokens == reader.room
+    (answer,) = whole.generate_until(asked)
+    assert answer
+    reader.room -= 1
+    with pytest.raises(StageError, match=f"{length} tokens and 5 to decode do not fit in"):
+        bridge(reader, plain).generate_until(asked)
+    allowed = bridge(reader, plain, allow=("truncated",))
+    allowed.generate_until(asked)
+    assert allowed.counts["truncated"] == 1
+
+
+def test_a_continuation_without_a_token_is_refused(
+    model: LlamaForCausalLM, plain: LoadedTokenizer, as_reader
+) -> None:
+    """Guards against a choice of no tokens, which would win with a likelihood of 1."""
+    with pytest.raises(StageError, match="'' adds no token"):
+        bridge(as_reader(model), plain).loglikelihood(requests_of("loglikelihood", [("x", "")]))
+
+
+def test_a_loss_that_is_not_finite_is_refused(
+    model: LlamaForCausalLM, plain: LoadedTokenizer
+) -> None:
+    """Guards against choices compared by NaN, of which the first wins."""
+
+    class Broken(PlainReader):
+        def logits(self, ids: torch.Tensor, first: int, count: int) -> torch.Tensor:
+            return super().logits(ids, first, count) * math.nan
+
+    asked = requests_of("loglikelihood", [("x", " the grass is green"), ("x", "y")])
+    with pytest.raises(StageError, match="task made, document 0 is not finite"):
+        bridge(Broken(model), plain).loglikelihood(asked)
+    allowed = bridge(Broken(model), plain, allow=("non_finite",))
+    allowed.loglikelihood(asked)
+    assert allowed.counts == {"non_finite": 2, "dropped": 0, "truncated": 0}
+
+
+def test_an_answer_stops_where_the_task_says(
+    model: LlamaForCausalLM, plain: LoadedTokenizer
+) -> None:
+    """Guards against decoding on after the end, and against an end that stays in the answer."""
+    context = "The grass is"
+    whole = bridge(PlainReader(model), plain).generate_until(
+        requests_of("generate_until", [(context, {"max_gen_toks": 20})])
+    )[0]
+    end = whole[len(whole) // 2 :][:2]
+    expected = whole.partition(end)[0]
+    reader = PlainReader(model)
+    asked = requests_of("generate_until", [(context, {"max_gen_toks": 20, "until": [end]})])
+    assert bridge(reader, plain).generate_until(asked) == [expected]
+    assert EOS not in plain.encode(whole)
+
+
+def test_a_row_ends_with_its_own_text(model: LlamaForCausalLM, plain: LoadedTokenizer) -> None:
+    """Guards against a batch in which one row's end ends the others'."""
+    contexts = ["The grass is green", "Here we go there and", "Remember 10 20 305", "pass key"]
+    way = {"max_gen_toks": 16, "until": ["a", "e"]}
+    asked = requests_of("generate_until", [(context, way) for context in contexts])
+    alone = [bridge(PlainReader(model), plain).generate_until([one])[0] for one in asked]
+    for sequences in (1, 2, 4):
+        made = bridge(PlainReader(model), plain, sequences=sequences)
+        assert made.generate_until(asked[::-1])[::-1] == alone
+    assert len({len(text) for text in alone}) > 1
+    assert not any(set("ae") & set(text) for text in alone)
+
+
+def test_drawn_answers_depend_on_seed_and_document_alone(
+    model: LlamaForCausalLM, plain: LoadedTokenizer
+) -> None:
+    """Guards against answers that change with the batch, and repeats that are all alike."""
+    way = {"max_gen_toks": 8, "do_sample": True, "temperature": 1.5, "top_p": 0.9}
+    contexts = ["The grass is", "Here we go", "The grass is"]
+    asked = requests_of("generate_until", [(context, way) for context in contexts])
+    first = bridge(PlainReader(model), plain, sequences=1).generate_until(asked)
+    assert bridge(PlainReader(model), plain, sequences=9).generate_until(asked) == first
+    assert first[0] != first[2]  # the same prompt asked again
+    assert bridge(PlainReader(model), plain, seed=4).generate_until(asked) != first
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({}, (NEW_TOKENS, (), 0.0, 1.0)),
+        ({"until": "x", "max_new_tokens": 3}, (3, ("x",), 0.0, 1.0)),
+        ({"until": ["x", ""], "max_tokens": 4, "temperature": 0.0}, (4, ("x",), 0.0, 1.0)),
+        ({"do_sample": False, "temperature": 0.7}, (NEW_TOKENS, (), 0.0, 1.0)),
+        ({"temperature": 0.7, "top_p": 0.5}, (NEW_TOKENS, (), 0.7, 0.5)),
+    ],
+)
+def test_ways_of_decoding_are_read_as_the_harness_does(asked: dict, expected: tuple) -> None:
+    """Guards against a setting of a task that is read and has no effect."""
+    found = generation(asked, "t")
+    assert (found.new_tokens, found.until, found.temperature, found.top_p) == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [({"num_beams": 4}, "num_beams"), ({"do_sample": True}, "do_sample is true")],
+)
+def test_ways_of_decoding_there_are_none_of_are_refused(asked: dict, named: str) -> None:
+    """Guards against greedy answers under the name of beam search."""
+    with pytest.raises(StageError, match=f"task t: generation_kwargs.{named}"):
+        generation(asked, "t")
+
+
+# Whole runs.
+
+
+def run(
+    tmp_path: Path, model: LlamaForCausalLM, words: LoadedTokenizer, *tasks: str, **more: Any
+) -> dict[str, Any]:
+    settings = {name: more.pop(name) for name in ("shots", "limit", "allow") if name in more}
+    protocol = Harness(tasks=tasks, folder=str(tmp_path / "tasks"), **settings)
+    given = {"seed": 7, "work_folder": tmp_path / "work", **more}
+    return harness.run(protocol, PlainReader(model), words, **given)
+
+
+def test_a_task_s_own_metric_makes_the_cell(
+    tmp_path: Path, model: LlamaForCausalLM, plain: LoadedTokenizer
+) -> None:
+    """Guards against scores of a metric that has none per document, and bits called nats."""
+    two = [{**row, "choices": row["choices"][:2]} for row in documents(8)]  # F1 is of yes and no
+    f1 = {"metric": "f1", "aggregation": "f1", "higher_is_better": True}
+    write_task(
+        tmp_path / "tasks",
+        "choice",
+        {**CHOICE, "metric_list": [f1, *CHOICE["metric_list"]]},
+        two,
+    )
+    cell = run(tmp_path, model, plain, "choice")["cells"]["choice"]
+    assert cell["metric"] == "acc"
+    assert set(cell["metrics"]) == {"f1,none", "acc,none", "acc_norm,none", "acc_mutual_info,none"}
+    write_task(tmp_path / "tasks", "choice", {**CHOICE, "metric_list": [f1]}, two)
+    with pytest.raises(StageError, match="'choice' has no metric with a number for every document"):
+        run(tmp_path, model, plain, "choice")
+    bits = {**ROLLING, "metric_list": ROLLING["metric_list"][::-1]}
+    write_task(tmp_path / "tasks", "rolling", bits, documents(8))
+    cell = run(tmp_path, model, plain, "rolling")["cells"]["rolling"]
+    assert cell["metric"] == "bits_per_byte"
+    assert cell["mean"] == pytest.approx(cell["value"], rel=1e-12)
+    assert cell["weights"] == [len(row["text"].encode()) for row in documents(8)]
+
+
+def test_the_paper_s_metric_makes_the_cell_of_its_benchmark(
+    tmp_path: Path,
+    model: LlamaForCausalLM,
+    plain: LoadedTokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Guards against an accuracy where the paper normalises by length."""
+    benchmark = dataclasses.replace(NAMES["ARC-C"], task="choice", folder=None)
+    monkeypatch.setattr(harness, "NAMES", {"ARC-C": benchmark})
+    write_task(tmp_path / "tasks", "choice", CHOICE, documents(30))
+    cell = run(tmp_path, model, plain, "ARC-C")["cells"]["ARC-C"]
+    assert cell["metric"] == "acc_norm"
+    assert cell["value"] == cell["metrics"]["acc_norm,none"] != cell["metrics"]["acc,none"]
+    assert (cell["task"], cell["note"]) == ("choice", benchmark.note)
+
+
+def test_a_window_is_not_remembered(
+    tmp_path: Path, model: LlamaForCausalLM, plain: LoadedTokenizer
+) -> None:
+    """Guards against the number of one window under the name of another, as from a cache."""
+    write_task(tmp_path / "tasks", "rolling", ROLLING, documents(5))
+    found = [
+        run(tmp_path, model, plain, "rolling", context_tokens=tokens) for tokens in (16, 64, 16)
+    ]
+    means = [one["cells"]["rolling"]["mean"] for one in found]
+    assert means[0] == means[2] != means[1]
+    assert [one["context_tokens"] for one in found] == [16, 64, 16]
+
+
+def test_shots_and_limit_are_those_of_the_protocol(
+    tmp_path: Path, model: LlamaForCausalLM, tokenizer: Tokenizer, plain: LoadedTokenizer
+) -> None:
+    """Guards against a number of shots that the task file decides after all."""
+    task = {**CHOICE, "num_fewshot": 1, "fewshot_split": "test"}
+    write_task(tmp_path / "tasks", "choice", task, documents(9))
+    expected = theirs(
+        model, in_transformers(tokenizer, False), tmp_path / "tasks", "choice", bos=False, shots=2
+    )
+    cell = run(tmp_path, model, plain, "choice", shots=2)["cells"]["choice"]
+    assert cell["shots"] == 2
+    assert cell["scores"] == [sample["acc"] for sample in expected["samples"]["choice"]]
+    hashes = [
+        s[name]
+        for s in expected["samples"]["choice"]
+        for name in ("doc_hash", "prompt_hash", "target_hash")
+    ]
+    from lm_eval.utils import hash_string
+
+    assert cell["task_hash"] == hash_string("".join(hashes))
+    assert (
+        cell["task_hash"] != run(tmp_path, model, plain, "choice")["cells"]["choice"]["task_hash"]
+    )
+    some = run(tmp_path, model, plain, "choice", shots=2, limit=4)["cells"]["choice"]
+    assert some["scores"] == cell["scores"][:4]
+    write_task(tmp_path / "tasks", "fixed", {**CHOICE, "num_fewshot": 0}, documents(3))
+    with pytest.raises(StageError, match="'fixed' is one of 0 shots by its own file"):
+        run(tmp_path, model, plain, "fixed", shots=2)
+
+
+@pytest.mark.parametrize(
+    ("splits", "leaks"),
+    [
+        ({"test_split": "test"}, True),
+        ({"test_split": "test", "fewshot_split": "test"}, False),  # the harness leaves it out
+        ({"test_split": "test", "validation_split": "other"}, False),
+        ({"test_split": None, "validation_split": "test"}, False),  # left out as well
+        ({"test_split": None, "validation_split": "test", "fewshot_split": "test"}, True),
+        ({"test_split": None, "validation_split": "test", "training_split": "other"}, False),
+    ],
+)
+def test_no_document_is_an_example_for_itself(
+    tmp_path: Path,
+    model: LlamaForCausalLM,
+    plain: LoadedTokenizer,
+    splits: dict[str, str | None],
+    leaks: bool,
+) -> None:
+    """Guards against prompts with the answer in them."""
+    folder = tmp_path / "tasks"
+    rows = documents(4)
+    write_task(folder, "choice", CHOICE, rows)
+    both = {name: str(folder / "choice.jsonl") for name in ("test", "other")}
+    write_task(folder, "choice", {**CHOICE, **splits, "dataset_kwargs": {"data_files": both}}, rows)
+    if leaks:
+        with pytest.raises(StageError, match="draws examples from the documents it asks"):
+            run(tmp_path, model, plain, "choice", shots=2)
+        return
+    prompts: list[str] = []
+
+    class Watched(LoadedTokenizer):
+        def encode(self, text: str) -> np.ndarray:
+            prompts.append(text)
+            return super().encode(text)
+
+    facts = {"vocabulary_size": WORDS, "bos": BOS, "eos": EOS}
+    words = Watched(tmp_path / "tokenizer" / "tokenizer.json", facts)
+    run(tmp_path, model, words, "choice", shots=2)
+    asked = [text for text in prompts if text.count("Question:") == 3]
+    assert len(asked) > 8
+    if "other" not in splits.values():  # which has the same rows
+        for text in asked:
+            questions = [part.partition("\n")[0] for part in text.split("Question: ")[1:]]
+            assert questions[2] not in questions[:2]
+
+
+def test_a_run_leaves_nothing_behind(
+    tmp_path: Path,
+    model: LlamaForCausalLM,
+    plain: LoadedTokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Guards against caches in the user's home, and against random states that others rely on."""
+    import datasets.config
+
+    home = tmp_path / "home"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", home)
+    monkeypatch.setattr(datasets.config, "DOWNLOADED_DATASETS_PATH", home / "downloads")
+    write_task(tmp_path / "tasks", "choice", CHOICE, documents(4))
+    random.seed(1)
+    np.random.seed(1)
+    torch.manual_seed(1)
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    handlers = list(logging.getLogger("lm_eval").handlers)
+    run(tmp_path, model, plain, "choice")
+    assert random.getstate() == before[0]
+    assert np.random.get_state()[1].tolist() == before[1]
+    assert torch.equal(torch.get_rng_state(), before[2])
+    assert logging.getLogger("lm_eval").handlers == handlers
+    assert home == datasets.config.HF_DATASETS_CACHE
+    assert not home.exists()
+    assert list((tmp_path / "work" / "datasets").rglob("*.arrow"))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(home))  # said by the user
+    run(tmp_path, model, plain, "choice", work_folder=tmp_path / "other")
+    assert list(home.rglob("*.arrow"))
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_warning_of_the_harness_is_an_error(
+    tmp_path: Path,
+    model: LlamaForCausalLM,
+    plain: LoadedTokenizer,
+    request: pytest.FixtureRequest,
+) -> None:
+    """Guards against a doubtful number with exit code 0, wherever warnings are shown or not."""
+    request.addfinalizer(lambda: logging.getLogger("lm_eval").setLevel(logging.NOTSET))
+    logging.getLogger("lm_eval").setLevel(logging.CRITICAL)
+    rows = documents(3)
+    rows[1]["label"] = 9  # there is no such choice: the harness calls the answer wrong
+    write_task(tmp_path / "tasks", "choice", CHOICE, rows)
+    with pytest.raises(StageError, match="lm-evaluation-harness warns: Label index"):
+        run(tmp_path, model, plain, "choice")
+    write_task(
+        tmp_path / "tasks", "choice", {**CHOICE, "metric_list": [{"metric": "acc"}]}, documents(3)
+    )
+    found = run(tmp_path, model, plain, "choice")
+    assert ["aggregation is not" in text for text in found["warnings"]] == [True, False]
+
+
+def test_a_missing_data_set_says_what_to_fetch(
+    tmp_path: Path,
+    model: LlamaForCausalLM,
+    plain: LoadedTokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Guards against a page of the hub's own errors on a node without network."""
+    import datasets.config
+    import huggingface_hub.constants
+
+    for module in (datasets.config, huggingface_hub.constants):
+        monkeypatch.setattr(module, "HF_HUB_OFFLINE", True)
+    write_task(
+        tmp_path / "tasks",
+        "away",
+        {**CHOICE, "dataset_path": "some/where", "dataset_name": "small", "dataset_kwargs": {}},
+        [],
+    )
+    with pytest.raises(StageError, match="'away' cannot be loaded") as error:
+        run(tmp_path, model, plain, "away")
+    assert "datasets.load_dataset('some/where', 'small')" in str(error.value)
+    assert "set HF_DATASETS_CACHE" in str(error.value)
+    write_task(tmp_path / "tasks", "gone", CHOICE, documents(2))
+    (tmp_path / "tasks" / "gone.jsonl").unlink()
+    with pytest.raises(StageError, match=r"'gone' .*data_files must name files that exist"):
+        run(tmp_path, model, plain, "gone")
+
+
+def test_unknown_names_and_folders_are_refused(
+    tmp_path: Path,
+    model: LlamaForCausalLM,
+    plain: LoadedTokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Guards against a traceback of the harness for a slip of the pen."""
+    monkeypatch.setattr(  # reading all task files takes seconds, and none of them is asked for
+        "lm_eval.tasks.TaskManager",
+        lambda include_path, include_defaults: TaskManager(
+            include_path=include_path, include_defaults=False
+        ),
+    )
+    with pytest.raises(StageError, match=r"protocol\.folder: .* is no folder"):
+        run(tmp_path, model, plain, "choice")
+    write_task(tmp_path / "tasks", "choice", CHOICE, documents(3))
+    with pytest.raises(StageError, match="'no_such_task' is no task"):
+        run(tmp_path, model, plain, "choice", "no_such_task")
+    (tmp_path / "tasks" / "group.yaml").write_text("group: both\ntask: [choice]\n")
+    with pytest.raises(StageError, match="'both' and 'choice' both run the task 'choice'"):
+        run(tmp_path, model, plain, "both", "choice")
+    assert set(run(tmp_path, model, plain, "both")["cells"]) == {"both"}
+
+
+@pytest.mark.slow
+def test_every_task_of_the_harness_can_be_named() -> None:
+    """Guards against names that the documentation gives and only the papers' tasks have."""
+    manager = harness._manager([harness.OWN_TASKS], {"arc_easy", "race_middle", "lambada_openai"})
+    assert len(manager.all_tasks) > 10_000
+
+
+def test_without_the_harness_the_message_says_how_to_install_it(
+    tmp_path: Path,
+    model: LlamaForCausalLM,
+    plain: LoadedTokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Guards against an import error where an extra was not asked for."""
+    monkeypatch.setitem(sys.modules, "lm_eval.evaluator", None)
+    with pytest.raises(StageError, match=re.escape('pip install "ropewalk[harness]"')):
+        run(tmp_path, model, plain, "choice")
+
+
+# Names of the papers.
+
+
+def test_every_benchmark_of_the_papers_stands_for_a_task_with_its_metric() -> None:
+    """Guards against a table row that no task stands for, and against another metric's number."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    manager = harness._manager([harness.OWN_TASKS], {b.task for b in NAMES.values()})
+    assert len(manager.all_tasks) < 1000  # found without reading all of the harness's
+    for name, benchmark in NAMES.items():
+        config = load_yaml(manager.task_index[benchmark.task].yaml_path, resolve_func=False)
+        assert benchmark.metric in [entry["metric"] for entry in config["metric_list"]], name
+    files = {f"harness_tasks/{path.name}" for path in harness.OWN_TASKS.glob("*.yaml")}
+    assert files == set(harness.DATA_FILES)
+
+
+@pytest.mark.parametrize("level", ["middle", "high"])
+def test_race_asks_every_question_by_itself(
+    tmp_path: Path, model: LlamaForCausalLM, plain: LoadedTokenizer, level: str
+) -> None:
+    """Guards against a task file that reads the data set's fields wrongly."""
+    rows = [
+        {
+            "example_id": f"{level}{n}.txt",
+            "article": f"The grass is green {n}.",
+            "question": "What is the sky?",
+            "options": ["blue", "green", "irrelevant text", "hidden"],
+            "answer": "ABCD"[n % 4],
+        }
+        for n in range(6)
+    ]
+    data = tmp_path / "race.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "local.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "include": str(harness.OWN_TASKS / f"race_{level}.yaml"),
+                "task": "local",
+                "dataset_path": "json",
+                "dataset_name": None,
+                "dataset_kwargs": {"data_files": {"test": str(data)}},
+                "training_split": None,
+                "validation_split": None,
+            }
+        )
+    )
+    cell = run(tmp_path, model, plain, "local")["cells"]["local"]
+    for row, score in zip(rows, cell["scores"], strict=True):
+        prompt = f"Article: {row['article']}\n\nQuestion: {row['question']}\nAnswer:"
+        start = len(plain.encode(prompt))
+        sums = []
+        for option in row["options"]:
+            ids = plain.encode(f"{prompt} {option}").tolist()
+            with torch.no_grad():
+                logs = torch.log_softmax(model(torch.tensor([ids])).logits[0], -1)
+            sums.append(sum(float(logs[i - 1, ids[i]]) for i in range(start, len(ids))))
+        assert score == (int(np.argmax(sums)) == "ABCD".index(row["answer"]))
+    config = yaml.safe_load((harness.OWN_TASKS / f"race_{level}.yaml").read_text())
+    assert config["dataset_name"] == level
