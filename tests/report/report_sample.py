@@ -1,23 +1,29 @@
 """A small study made up for tests: real manifests, invented numbers, known verdicts."""
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ropewalk.base.canonical import plain
 from ropewalk.base.files import write_json
 from ropewalk.base.manifest import MANIFEST, read_manifest, write_manifest
 from ropewalk.base.stage import run_stage
-from ropewalk.evaluate import check
+from ropewalk.evaluate import check, check_pi, copying, intervals
+from ropewalk.evaluate.curve import curve, edges
+from ropewalk.evaluate.scorer import Scores
 from ropewalk.evaluate.spec import (
     CheckJob,
+    Conventions,
+    CopyProbe,
     EvaluateJob,
     Passkey,
+    PositionCurve,
     Protocol,
     SameTokens,
     SlidingWindow,
+    Tasks,
 )
 from ropewalk.model.spec import Architecture, LinearRope, Numerics, PlainRope
 from ropewalk.report import judge, stage
@@ -40,7 +46,11 @@ from ropewalk.train.spec import Batch, Optimizer, Phase, Run, RunWeights, Schedu
 CONTEXTS = {"1x": 256, "2x": 512, "4x": 1024}
 LOSSES = SameTokens(contexts=CONTEXTS, scored_tokens=128, documents=24)
 SLIDING = SlidingWindow(contexts=CONTEXTS, stride_tokens=64, documents=24, minimum_tokens=1024)
-RETRIEVAL = Passkey(context_tokens=1024, distances=8, trials=10)
+RETRIEVAL = Passkey(context_tokens=1024, distances=8, trials=10, allow=("dropped",))
+STRIP = Conventions(context_tokens=256, stride_tokens=64, documents=24)
+CURVE = PositionCurve(contexts={"1x": 256, "2x": 512}, documents=6, points=8)
+COPY = CopyProbe(context_tokens=512, distances=6, trials=12, segment_tokens=16)
+TASKS = Tasks(tasks=("passkey", "vt"), lengths=(512,), samples=12, allow=("dropped",))
 HOSTILE = "<script>alert('1')</script> & \"quotes\" $x_1$ {{ 7*7 }}"
 
 
@@ -56,15 +66,101 @@ def losses(
         means = np.log(level) + shared + random.normal(scale=noise, size=documents)
         nll = float((means * tokens).sum() / tokens.sum())
         contexts[label] = {
-            "context_tokens": CONTEXTS[label],
+            "context_tokens": CONTEXTS.get(label, 256),
+            "mean": "tokens",
             "documents": [f"doc-{i:03d}" for i in range(documents)],
             "tokens": tokens.tolist(),
+            "words": [60] * documents,
+            "bytes": [400] * documents,
             "nll_sums": (means * tokens).tolist(),
             "hits": [40 + i % 5 for i in range(documents)],
+            "windows": documents,
+            "preceding": [128, 255],
+            "non_finite": 0,
             "nll": nll,
             "perplexity": float(np.exp(nll)),
+            "word_perplexity": float(np.exp(nll * 128 / 60)),
+            "byte_perplexity": float(np.exp(nll * 128 / 400)),
+            "bits_per_byte": nll * 128 / 400 / float(np.log(2)),
         }
     return {"contexts": contexts}
+
+
+def window_mean(level: float, *, seed: int = 0) -> dict[str, Any]:
+    """Return the numbers of one context whose mean weighs windows: document i has 1 + i % 3."""
+    (found,) = losses({"1x": level}, seed=seed)["contexts"].values()
+    weights = np.array([1.0 + i % 3 for i in range(len(found["tokens"]))])
+    weighted = weights * np.array(found["nll_sums"]) / 128
+    nll = float(weighted.sum() / weights.sum())
+    numbers = {"mean": "windows", "nll": nll, "perplexity": float(np.exp(nll))}
+    numbers["word_perplexity"] = float(np.exp(nll * 128 / 60))
+    return {**found, **numbers, "weights": weights.tolist(), "weighted_sums": weighted.tolist()}
+
+
+def strip(level: float) -> dict[str, Any]:
+    """Return a snapshot of one model under every preset of `STRIP`, a per cent apart."""
+    contexts = {}
+    for place, name in enumerate(STRIP.presets):
+        at = level * 1.01**place
+        made = losses({name: at})["contexts"][name]
+        contexts[name] = window_mean(at) if name == "yarn_window_mean" else made
+    return {"contexts": contexts}
+
+
+def position_curve(falls: float, rises: float) -> dict[str, Any]:
+    """Return a snapshot of 6 documents whose loss falls until position 256 and then rises."""
+    random = np.random.default_rng(3)
+    preceding = np.tile(np.arange(1, 512), 6)
+    nll = 5 - falls * np.log(np.minimum(preceding, 256)) + rises * (preceding > 256)
+    scores = Scores(
+        document=np.repeat(np.arange(6), 511).astype(np.int32),
+        position=preceding.astype(np.int32),
+        preceding=preceding.astype(np.int32),
+        window=np.zeros(len(preceding), dtype=np.int32),
+        nll=(nll + random.normal(scale=0.3, size=len(nll))).astype(np.float32),
+        hit=random.random(len(nll)) < 0.3,
+    )
+    documents = [f"doc-{i:03d}" for i in range(6)]
+    made = losses({"1x": 30.0, "2x": 40.0 * np.exp(rises)})
+    return {**made, "curve": curve(scores, documents, edges(512, CURVE.points))}
+
+
+def copy_probe(limit: int) -> dict[str, Any]:
+    """Return a snapshot of a model that copies up to a distance, as the probe makes it."""
+    random = np.random.default_rng(limit)
+    rows = copying.build(COPY, 0, np.arange(500), 0)
+    size = COPY.segment_tokens
+
+    def scored(nll: np.ndarray) -> Scores:
+        n = len(nll) * size
+        noisy = np.repeat(nll, size) + random.normal(scale=0.2, size=n)
+        index = np.arange(n, dtype=np.int32)
+        return Scores(
+            document=index // size,
+            position=index,
+            preceding=index,
+            window=index // size,
+            nll=noisy.astype(np.float32),
+            hit=noisy < 2,
+        )
+
+    second = np.repeat(np.where(np.array(rows.distances) <= limit, 1.0, 6.0), COPY.trials)
+    scores = {copying.FIRST: scored(np.full(COPY.trials, 6.0)), copying.SECOND: scored(second)}
+    return copying.summarise(scores, rows, COPY, 0)
+
+
+def cells(**scores: list[float]) -> dict[str, Any]:
+    """Return a snapshot of what is measured sample by sample, by cell; `__` stands for a slash."""
+    return {
+        "cells": {
+            name.replace("__", "/"): {
+                "samples": list(range(len(values))),
+                "scores": values,
+                "mean": float(np.mean(values)),
+            }
+            for name, values in scores.items()
+        }
+    }
 
 
 def retrieval(rates: list[float]) -> dict[str, Any]:
@@ -76,21 +172,39 @@ def retrieval(rates: list[float]) -> dict[str, Any]:
     return {
         "context_tokens": 1024,
         "distances": distances,
+        "untestable": [],
         "trials": [10] * n,
         "successes": [round(10 * rate) for rate in rates],
+        "wilson": [
+            [found.low, found.high]
+            for found in (intervals.wilson(round(10 * rate), 10) for rate in rates)
+        ],
         "accuracy": sum(round(10 * r) for r in rates) / (10 * n),
         "reach": reach,
         "reach_share": reach / 1024,
     }
 
 
-def result(run: str, protocol: Protocol, snapshots: Mapping[int, Any]) -> dict[str, Any]:
-    """Return an evaluation result as the evaluation room writes it."""
+def result(
+    run: str, protocol: Protocol, snapshots: Mapping[int, Any], **lost: int
+) -> dict[str, Any]:
+    """Return an evaluation result as the evaluation room writes it; `lost` counts outcomes."""
+    outcomes = {"sequences": 24, "scored_tokens": 3072, "non_finite": 0, "dropped": 0}
     return {
         "run": run,
-        "protocol": dataclasses.asdict(protocol),
+        "key": {"rope": None, "numerics": plain(Numerics())},
+        "protocol": plain(protocol),
         "final_step": max(snapshots),
-        "snapshots": {str(step): snapshot for step, snapshot in snapshots.items()},
+        "snapshots": {
+            str(step): {**snapshot, "outcomes": {**outcomes, "truncated": 0, **lost}}
+            for step, snapshot in snapshots.items()
+        },
+        "cost": {
+            "flops": 123_456_789_012 * len(snapshots),
+            "flops_formula": "2 * weights * tokens",
+            "tokens_read": 24_576 * len(snapshots),
+            "tokens_scored": 3072 * len(snapshots),
+        },
     }
 
 
@@ -342,6 +456,31 @@ def build_inputs(root: Path) -> dict[str, Path]:
         snapshots = {step: retrieval(r) for step, r in rates.items()}
         name = f"evaluation:pi/passkey:{run}"
         inputs[name] = _evaluation(root, "passkey", run, RETRIEVAL, snapshots)
+    probes: list[tuple[str, Protocol, dict[str, dict[str, Any]]]] = [
+        ("strip", STRIP, {"shared/base": strip(24.0), "pi/interpolated": strip(25.0)}),
+        (
+            "curve",
+            CURVE,
+            {
+                "shared/base": position_curve(0.3, 1.0),
+                "pi/interpolated": position_curve(0.28, 0.0),
+            },
+        ),
+        ("copy", COPY, {"shared/base": copy_probe(128), "pi/interpolated": copy_probe(512)}),
+        (
+            "tasks",
+            TASKS,
+            {
+                "shared/base": cells(passkey__512=[0.0] * 12, vt__512=[0.2, 0.4] * 6),
+                "pi/interpolated": cells(passkey__512=[1.0] * 12, vt__512=[0.4, 0.6] * 6),
+            },
+        ),
+    ]
+    for name, protocol, runs in probes:
+        for run, snapshot in runs.items():
+            key = f"evaluation:pi/{name}:{run}"
+            lost = {"dropped": 3} if name == "tasks" else {}
+            inputs[key] = _evaluation(root, name, run, protocol, {80: snapshot}, **lost)
     checks = {
         "figure-5": CheckJob(check="pi_extrapolation_bound", parameters={}),
         "figure-2": CheckJob(check="pi_random_fit", parameters={"seeds": 1, "points": 128}),
@@ -350,18 +489,29 @@ def build_inputs(root: Path) -> dict[str, Path]:
     for name, spec in checks.items():
         folder = root / "checks" / name
         run_stage(
-            "check", "ropewalk.evaluate.check", check.work, spec=spec, inputs={}, folder=folder
+            "check",
+            "ropewalk.evaluate.check",
+            check.work,
+            chosen=check_pi,
+            spec=spec,
+            inputs={},
+            folder=folder,
         )
         inputs[f"check:{name}"] = folder / MANIFEST
     return inputs
 
 
 def _evaluation(
-    root: Path, evaluation: str, run: str, protocol: Protocol, snapshots: Mapping[int, Any]
+    root: Path,
+    evaluation: str,
+    run: str,
+    protocol: Protocol,
+    snapshots: Mapping[int, Any],
+    **lost: int,
 ) -> Path:
     folder = root / "evaluations" / evaluation / run
     folder.mkdir(parents=True)
-    write_json(folder / "result.json", result(run, protocol, snapshots))
+    write_json(folder / "result.json", result(run, protocol, snapshots, **lost))
     trained = root / "runs" / run / MANIFEST
     write_manifest(
         folder,
@@ -384,9 +534,15 @@ ACCEPTED = (
 )
 
 
-def build(root: Path, **changes: Any) -> Path:
-    """Judge and report the sample under `root`; return the folder of the report."""
+def build(root: Path, *, spoil_cost: bool = False, **changes: Any) -> Path:
+    """Judge and report the sample under `root`; return the folder of the report.
+
+    With `spoil_cost` every evaluation has a measured cost beside it, as a machine leaves it.
+    """
     inputs = build_inputs(root)
+    if spoil_cost:
+        for result_file in root.glob("evaluations/**/result.json"):
+            write_json(result_file.with_name("cost.json"), {"seconds": 12.5})
     run_stage(
         "judge",
         "ropewalk.report.judge",

@@ -12,8 +12,8 @@ from ropewalk.base.manifest import MANIFEST, read_manifest
 from ropewalk.base.spec import decode
 from ropewalk.base.stage import Job, StageError
 from ropewalk.report import judge, series
+from ropewalk.report.conventions import convention
 from ropewalk.report.spec import JudgeJob
-from ropewalk.report.wording import convention
 
 EXPECTED = {
     "base-blows-up": "reproduced",

@@ -16,7 +16,7 @@ from ropewalk.report import page, stage
 from ropewalk.report.spec import ReportJob
 
 PAGES = ("index.html", "pi.html")
-VOID = {"meta", "link", "br", "hr", "img"}
+VOID = {"meta", "link", "br", "hr", "img", "wbr"}
 
 
 class Reader(HTMLParser):
@@ -255,3 +255,74 @@ def test_claims_follow_the_paper():
     """Guards against Table 10 told before Table 2."""
     claims = {n: {"location": loc} for n, loc in {"a": "Table 10", "b": "table 2"}.items()}
     assert [name for name, _ in page.by_location(claims)] == ["b", "a"]
+
+
+def test_every_figure_says_how_its_numbers_are_measured(sample):
+    """Guards against a curve without its convention."""
+    judged = read_json(sample / "judged" / "judged.json")
+    raw = (sample / "report" / "pi.html").read_text(encoding="utf-8")
+    captions = {
+        name: " ".join(Reader(caption).text.split())
+        for name, caption in re.findall(
+            r'<figure class="plots" id="([^"]+)">.*?<figcaption>(.*?)</figcaption>', raw, re.DOTALL
+        )
+    }
+    for figure, evaluations in {
+        "perplexity-context": ("loss", "curve"),
+        "retrieval-distance": ("passkey",),
+        "copy-distance": ("copy",),
+        "position": ("curve",),
+        "conventions": ("strip",),
+    }.items():
+        for evaluation in evaluations:
+            assert judged["protocols"][f"pi/{evaluation}"] in captions[figure]
+    strip = judged["figures"]["by_convention"]
+    for series in strip:
+        assert f"{100 * series['spread']:.1f} %" in captions["conventions"]
+
+
+def test_cells_stand_on_the_page_with_interval_and_convention(sample):
+    """Guards against a benchmark number without its uncertainty."""
+    judged = read_json(sample / "judged" / "judged.json")
+    text = " ".join(Reader((sample / "report" / "pi.html").read_text()).text.split())
+    section = text[text.index("Measured sample by sample") :]
+    assert len(judged["cells"]) == 4
+    for cell in judged["cells"]:
+        low, high = f"{cell['low']:.3f}", f"{cell['high']:.3f}"
+        assert f"{cell['number']:.3f} {low} to {high}, {cell['samples']} samples" in section
+    assert judged["protocols"]["pi/tasks"] in section
+
+
+def test_what_was_lost_is_counted_on_the_page(sample):
+    """Guards against cases that were left out and that no reader of the page hears of."""
+    raw = (sample / "report" / "pi.html").read_text(encoding="utf-8")
+    table = raw[raw.index("<caption>Counted and left out</caption>") :]
+    table = table[: table.index("</table>")]
+    rows = re.findall(r"<tr><th scope=\"row\">(.*?)</tr>", table)
+    assert len(rows) == 2  # of the tasks, whose protocol allows it, and of nothing else
+    for row in rows:
+        assert "pi/tasks" in row
+        assert re.findall(r'class="number">(\d+)<', row) == ["0", "3", "0"]
+    judged = read_json(sample / "judged" / "judged.json")
+    quiet = {**judged, "lost": []}
+    assert "Counted and left out" not in page.study_page("sample", quiet)
+
+
+def test_snapshots_that_lost_the_same_share_a_row():
+    entry = {"evaluation": "e", "run": "r", "non_finite": 0, "dropped": 1, "truncated": 0}
+    rows = page.lost_rows(
+        [{**entry, "step": 0}, {**entry, "step": 8}, {**entry, "run": "s", "step": 8}]
+    )
+    assert [(row["run"], row["steps"]) for row in rows] == [("r", [0, 8]), ("s", [8])]
+
+
+def test_modelled_cost_stands_on_the_page_and_measured_cost_nowhere(sample, tmp_path):
+    """Guards against seconds of one machine in what must be the same on all."""
+    judged = read_json(sample / "judged" / "judged.json")
+    text = Reader((sample / "report" / "pi.html").read_text(encoding="utf-8")).text
+    for cost in judged["cost"]:
+        assert f"{cost['tokens_read']:,}" in text
+        assert f"{cost['flops']:.2e}" in text
+    again = report_sample.build(tmp_path / "again", spoil_cost=True)
+    for name in ("report.json", "pi.html"):
+        assert (again / name).read_bytes() == (sample / "report" / name).read_bytes()

@@ -1,10 +1,29 @@
 """Extraction: the right number, or the reason there is none."""
 
 import math
+from typing import Any
 
+import numpy as np
 import pytest
-from report_sample import LOSSES, RETRIEVAL, losses, q, result, retrieval
+from report_sample import (
+    COPY,
+    LOSSES,
+    RETRIEVAL,
+    SLIDING,
+    STRIP,
+    TASKS,
+    cells,
+    copy_probe,
+    losses,
+    q,
+    result,
+    retrieval,
+    strip,
+    window_mean,
+)
 
+from ropewalk.evaluate.copying import effective_length
+from ropewalk.report.compare import Arms, Sampling, estimated
 from ropewalk.report.quantities import Measured, Missing, Results, describe, extract
 from ropewalk.report.spec import Quantity
 
@@ -120,3 +139,190 @@ def test_quantities_in_words():
     assert describe(q("pi/a", value="perplexity")) == "perplexity of pi/a at 4x"
     assert describe(q("pi/a", "1x", snapshot="first")) == "loss of pi/a at 1x before any step"
     assert describe(passkey(value="reach", snapshot="10")) == "reach of pi/a after 10 steps"
+
+
+WEIGHTED = {"contexts": {"1x": window_mean(20.0, seed=1), "4x": window_mean(26.0, seed=2)}}
+SCORES = [0.0, 0.5, 1.0, 0.5, 0.25, 0.75]
+
+
+def one(protocol: Any, snapshot: Any, value: str, context: str | None = None) -> Any:
+    """Return what is extracted of one snapshot of one run."""
+    results = Results(study="pi", by_name={("pi/e", "pi/a"): result("a", protocol, {0: snapshot})})
+    return extract(Quantity(evaluation="e", run="pi/a", context=context, value=value), results)
+
+
+def interval(*arms: Any, compare: str = "value") -> Any:
+    baseline = arms[1] if len(arms) > 1 else None
+    return estimated(
+        Arms(subject=arms[0], baseline=baseline, compare=compare), Sampling(draws=4000, seed=1)
+    )
+
+
+def test_a_mean_over_windows_is_not_read_as_one_over_tokens() -> None:
+    """Guards against every historical convention shown under the same token mean."""
+    data = WEIGHTED["contexts"]["4x"]
+    found = one(SLIDING, WEIGHTED, "perplexity", "4x")
+    assert found.number == pytest.approx(data["perplexity"], rel=1e-12)
+    over_tokens = math.exp(sum(data["nll_sums"]) / sum(data["tokens"]))
+    assert abs(found.number - over_tokens) > 0.01
+
+
+def test_the_interval_of_a_weighted_mean_draws_its_weights_too() -> None:
+    """Guards against the bootstrap of another mean: a loop over documents, another generator."""
+    a, b = (WEIGHTED["contexts"][label] for label in ("4x", "1x"))
+    random = np.random.default_rng(5)
+    drawn = []
+    for _ in range(4000):
+        taken = random.integers(24, size=24)
+        means = [
+            np.array(x["weighted_sums"])[taken].sum() / np.array(x["weights"])[taken].sum()
+            for x in (a, b)
+        ]
+        drawn.append(math.exp(means[0] - means[1]))
+    found = interval(
+        one(SLIDING, WEIGHTED, "perplexity", "4x"),
+        one(SLIDING, WEIGHTED, "perplexity", "1x"),
+        compare="ratio",
+    )
+    assert [found.low, found.high] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.004)
+
+
+@pytest.mark.parametrize(
+    ("value", "per"), [("word_perplexity", "words"), ("byte_perplexity", "bytes")]
+)
+def test_perplexity_per_word_and_byte(value: str, per: str) -> None:
+    """Guards against a token's perplexity that passes for a word's."""
+    snapshot = losses({"1x": 20.0})
+    data = snapshot["contexts"]["1x"]
+    found = one(LOSSES, snapshot, value, "1x")
+    assert found.number == pytest.approx(data[value], rel=1e-12)
+    assert found.number == pytest.approx(math.exp(sum(data["nll_sums"]) / sum(data[per])))
+    estimate = interval(found)
+    assert estimate.low < found.number < estimate.high
+
+
+def test_what_weighs_no_token_once_has_no_perplexity_per_word() -> None:
+    """Guards against an interval around another number than the one shown."""
+    found = one(SLIDING, WEIGHTED, "word_perplexity", "4x")
+    assert isinstance(found, Missing)
+    assert found.broken
+    nothing = losses({"1x": 20.0})
+    nothing["contexts"]["1x"] |= {"byte_perplexity": None}
+    assert "has no bytes" in one(LOSSES, nothing, "byte_perplexity", "1x").reason
+
+
+def test_a_convention_is_asked_for_by_its_preset() -> None:
+    snapshot = strip(20.0)
+    found = one(STRIP, snapshot, "perplexity", "yarn_window_mean")
+    expected = snapshot["contexts"]["yarn_window_mean"]["perplexity"]
+    assert found.number == pytest.approx(expected, rel=1e-12)
+
+
+def test_scores_are_means_over_the_samples_of_a_cell() -> None:
+    found = one(TASKS, cells(vt__512=SCORES), "score", "vt/512")
+    assert found.number == 0.5
+    estimate = interval(found)
+    assert estimate.low < 0.5 < estimate.high
+    assert "6 samples" in estimate.method
+
+
+def test_scores_of_documents_are_weighted_where_the_harness_does() -> None:
+    """Guards against a perplexity per word whose long documents weigh as little as short ones."""
+    snapshot = {"cells": {"wiki": {"scores": [1.0, 3.0], "weights": [1.0, 3.0], "mean": 2.5}}}
+    assert one(TASKS, snapshot, "score", "wiki").number == 2.5
+
+
+def test_shares_of_right_and_wrong_have_the_wilson_interval() -> None:
+    """Guards against 12 of 12 shown as certain: z^2/n closed form at p = 1."""
+    estimate = interval(one(TASKS, cells(vt__512=[1.0] * 12), "score", "vt/512"))
+    assert estimate.low == pytest.approx(1 / (1 + 1.959963984540054**2 / 12), rel=1e-9)
+    assert estimate.high == 1.0
+
+
+def test_samples_pair_by_their_number() -> None:
+    """Guards against samples compared by place where each run dropped another one."""
+    a, b = cells(vt__512=[0.0, 0.5, 1.0]), cells(vt__512=[0.5, 1.0, 1.5])
+    difference = interval(
+        one(TASKS, b, "score", "vt/512"), one(TASKS, a, "score", "vt/512"), compare="difference"
+    )
+    assert [difference.low, difference.high] == pytest.approx([0.5, 0.5])
+    b["cells"]["vt/512"]["samples"] = [0, 1, 3]
+    with pytest.raises(ValueError, match="needs the same samples"):
+        interval(
+            one(TASKS, b, "score", "vt/512"), one(TASKS, a, "score", "vt/512"), compare="ratio"
+        )
+
+
+def test_summaries_pair_by_document() -> None:
+    """Guards against summaries of other documents taken for the same."""
+
+    def summaries(*names: str) -> Any:
+        cell = {"scores": [0.1, 0.2], "mean": 0.15}
+        found = one(TASKS, {"cells": {"rouge1": cell}, "documents": list(names)}, "score", "rouge1")
+        return found.sample
+
+    assert summaries("b", "a").names == ("a", "b")
+    assert summaries("b", "a").sums.tolist() == [0.2, 0.1]
+    assert summaries("b", "a").unit == "document"
+
+
+@pytest.mark.parametrize("value", ["reach", "reach_share"])
+def test_reach_of_a_copy_probe_with_the_bootstrap_over_trials(value: str) -> None:
+    """Guards against another rule than the probe's: its own function, another generator."""
+    snapshot = copy_probe(128)
+    drops = np.array(snapshot["drops"])
+    drops[1, ::2] *= 0.2  # a distance that only some trials pass
+    snapshot = {**snapshot, "drops": drops.tolist()}
+    rule = {"share": COPY.share, "least_nats": COPY.least_nats}
+    measured = effective_length(snapshot["distances"], drops.mean(axis=1)[None], **rule)[0]
+    longest = snapshot["distances"][-1]
+    snapshot |= {"reach": int(measured), "reach_share": measured / longest}
+    random = np.random.default_rng(0)
+    drawn = []
+    for _ in range(4000):
+        taken = drops[:, random.integers(drops.shape[1], size=drops.shape[1])]
+        drawn.append(effective_length(snapshot["distances"], taken.mean(axis=1)[None], **rule)[0])
+    expected = np.quantile(drawn, [0.025, 0.975], method="inverted_cdf")
+    assert expected[0] < expected[1]
+    found = one(COPY, snapshot, value)
+    unit = longest if value == "reach_share" else 1
+    assert found.number == snapshot[value]
+    estimate = interval(found)
+    assert [estimate.low * unit, estimate.high * unit] == pytest.approx(expected.tolist())
+
+
+def test_a_model_that_copies_nothing_reaches_nothing() -> None:
+    """Guards against half of a drop of nothing counted as copied."""
+    snapshot = copy_probe(0)
+    assert snapshot["reach"] == 0
+    estimate = interval(one(COPY, snapshot, "reach"))
+    assert (estimate.low, estimate.high) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "snapshot", "value", "context", "broken"),
+    [
+        (TASKS, cells(vt__512=SCORES), "score", "vt/1024", False),
+        (TASKS, cells(vt__512=SCORES), "score", None, True),
+        (TASKS, cells(vt__512=SCORES), "nll", "vt/512", True),
+        (TASKS, {"cells": {"vt/512": {"scores": [], "samples": []}}}, "score", "vt/512", True),
+        (LOSSES, losses({"1x": 20.0}), "score", "1x", True),
+        (COPY, copy_probe(128), "accuracy", None, True),
+        (STRIP, strip(20.0), "perplexity", "no_such_preset", False),
+        (RETRIEVAL, {"context_tokens": 3}, "reach", None, True),
+    ],
+    ids=["cell", "no cell", "loss", "no sample", "score", "accuracy", "preset", "form"],
+)
+def test_new_forms_that_cannot_answer(
+    protocol: Any, snapshot: Any, value: str, context: str | None, broken: bool
+) -> None:
+    """Guards against a wrong question that passes as 'not tested', and a crash of the report."""
+    found = one(protocol, snapshot, value, context)
+    assert isinstance(found, Missing)
+    assert found.broken == broken
+
+
+def test_copies_and_retrieval_are_not_compared() -> None:
+    results = [one(COPY, copy_probe(128), "reach"), one(RETRIEVAL, retrieval([1.0] * 8), "reach")]
+    with pytest.raises(ValueError, match="different kinds of protocols"):
+        interval(*results, compare="ratio")

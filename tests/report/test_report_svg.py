@@ -76,6 +76,57 @@ def test_numbers_are_drawn_where_they_belong():
     assert y0 > y1
 
 
+def test_marks_and_names_of_rows_are_written_where_they_belong():
+    """Guards against a window marked elsewhere, and against presets in the wrong row."""
+    strip = dataclasses.replace(
+        PANEL,
+        x_scale="linear",
+        y_scale="linear",
+        x_ticks=(),
+        y_ticks=((2.0, "upper"), (1.0, "lower")),
+        marks=((300.0, "300"),),
+        lines=(
+            Line(
+                label="run",
+                x=[250.0, 350.0],
+                y=[2.0, 1.0],
+                low=[240.0, 340.0],
+                high=[260.0, 360.0],
+                interval="sideways",
+                draw="markers",
+            ),
+        ),
+    )
+    text = render(strip)
+    places = {}
+    for word in ("upper", "lower", "300"):
+        found = re.search(rf"translate\(([\d.]+) ([\d.]+)\)[^>]*>{word}</text>", text)
+        if found is None:  # text that is anchored in the middle
+            found = re.search(rf'x="([\d.]+)" y="([\d.]+)"[^>]*>{word}</text>', text)
+        assert found is not None, word
+        places[word] = tuple(map(float, found.groups()))
+    assert places["upper"][1] < places["lower"][1]
+    bars = re.findall(
+        r'd="M ([\d.]+) ([\d.]+) \nL ([\d.]+) ([\d.]+) \n"[^>]*stroke-width: 1.1', text
+    )
+    level = [bar for bar in bars if bar[1] == bar[3] and bar[0] != bar[2]]
+    assert len(level) == 2
+    upper, lower = sorted(level, key=lambda bar: float(bar[1]))
+    assert float(upper[2]) < places["300"][0] < float(lower[0])
+
+
+def test_a_band_is_drawn_where_there_is_an_interval():
+    """Guards against an interval that is kept and never seen."""
+    band = Line(
+        label="run", x=[1.0, 2.0], y=[5.0, 6.0], low=[4.0, 5.0], high=[6.0, 7.0], interval="band"
+    )
+    quiet = dataclasses.replace(PANEL, x_scale="linear", y_scale="linear", x_ticks=())
+    with_band = render(dataclasses.replace(quiet, lines=(band,)))
+    without = render(dataclasses.replace(quiet, lines=(dataclasses.replace(band, low=()),)))
+    assert "opacity: 0.15" in with_band
+    assert "opacity: 0.15" not in without
+
+
 def test_enough_distinct_looks():
     """Guards against two runs drawn alike: colour and marker repeat at different periods."""
     looks = {(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i in range(40)}

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ropewalk.base.canonical import plain
 from ropewalk.cli import main
 from ropewalk.study.project import load_plan
 
@@ -180,6 +181,11 @@ def test_the_protocols_are_the_papers_but_for_what_it_leaves_open(shown: dict[st
     for name in ("perplexity", "proof_pile"):
         stated = "protocol.stride_tokens protocol.documents protocol.contexts.4x corpus"
         assert classes(shown, f"evaluations.{name}", stated) == {"paper"}
+        open_ = "protocol.bos protocol.tail protocol.mean protocol.text protocol.window"
+        assert classes(shown, f"evaluations.{name}", open_) == {"assumed"}
+        applied = shown["evaluations"][name]["protocol"]
+        read = (applied["stride_tokens"], applied["bos"], applied["mean"])
+        assert read == (256, "none", "tokens")
     stated = "protocol.distances protocol.trials protocol.threshold protocol.context_tokens"
     assert classes(shown, "evaluations.retrieval", stated) == {"paper"}
     assert classes(shown, "evaluations.retrieval", "protocol.prompt corpus") == {"assumed"}
@@ -234,3 +240,19 @@ def test_what_we_observed_ourselves_is_promised_nowhere(shown: dict[str, Any]) -
         decides = plan.studies["position_interpolation"].file.decides
         assert "pi_is_quicker" not in decides
         assert ("pi_beats_direct" in decides) == (scale in ("mini", "small"))
+
+
+@pytest.mark.parametrize("scale", ["tiny", "mini", "small"])
+def test_what_is_measured_beside_the_paper_decides_nothing(scale: str) -> None:
+    """Guards against a claim on a protocol of ours, chosen when its outcome was known."""
+    ours = {"conventions", "by_position", "copying"}
+    study = load_plan(ROOT / "config.yaml", {"scale": scale}).studies["position_interpolation"]
+    assert ours <= set(study.evaluations)
+    claims = json.dumps(plain(study.file.claims)) + json.dumps(plain(study.file.tables))
+    assert not [name for name in ours if f'"evaluation": "{name}"' in claims]
+    assert '"evaluation": "perplexity"' in claims
+
+
+def test_the_papers_scale_measures_what_the_paper_does(shown: dict[str, Any]) -> None:
+    """Guards against GPU-hours for figures that the paper does not have."""
+    assert set(shown["evaluations"]) == {"perplexity", "proof_pile", "retrieval"}

@@ -1,8 +1,9 @@
 """Comparison: one measured number, or two, against the region a rule names, with an interval.
 
-Losses are resampled by document, both arms with the same draws, so that what two arms share (hard
-documents) cancels. The two arms of a retrieval probe are independent samples; the interval of their
-difference or ratio is built from the ends of the two intervals and is never too narrow.
+Losses are resampled by document and scores by sample, both arms with the same draws, so that what
+two arms share (hard documents) cancels. The two arms of a retrieval or copy probe are taken for
+independent samples; the interval of their difference or ratio is built from the ends of the two
+intervals and is never too narrow.
 """
 
 import dataclasses
@@ -12,7 +13,15 @@ from typing import Literal
 import numpy as np
 
 from ropewalk.evaluate import intervals
-from ropewalk.report.quantities import Measured, PerDistance, PerDocument, describe
+from ropewalk.evaluate.reach import reaches
+from ropewalk.report.quantities import (
+    PERPLEXITIES,
+    Measured,
+    PerDistance,
+    PerTrial,
+    PerUnit,
+    describe,
+)
 from ropewalk.report.wording import Unit, bounds, count, percent, span, with_unit
 
 LEVEL = 0.95
@@ -123,77 +132,96 @@ def estimated(arms: Arms, sampling: Sampling) -> Estimate:
         raise ValueError(
             f"{describe(subject.quantity)} and {describe(baseline.quantity)} are different units"
         )
-    if isinstance(subject.sample, PerDocument) and isinstance(baseline.sample, PerDocument):
+    if isinstance(subject.sample, PerUnit) and isinstance(baseline.sample, PerUnit):
         return _paired(arms, subject.sample, baseline.sample, sampling)
-    if isinstance(subject.sample, PerDistance) and isinstance(baseline.sample, PerDistance):
+    if type(subject.sample) is type(baseline.sample):
         return _from_ends(arms, _single(subject, sampling), _single(baseline, sampling))
     raise ValueError(
-        f"{describe(subject.quantity)} is over documents and {describe(baseline.quantity)} over "
-        "retrieval trials, or the other way round"
+        f"{describe(subject.quantity)} and {describe(baseline.quantity)} are measured by different "
+        "kinds of protocols"
     )
 
 
 def _single(measured: Measured, sampling: Sampling) -> Estimate:
-    unit, sample = measured.quantity.value, measured.sample
-    if isinstance(sample, PerDocument):
-        means = _means([sample], sampling)[0]
-        ends = intervals.percentile(np.exp(means) if unit == "perplexity" else means, LEVEL)
-        method = f"bootstrap over {count(len(sample.documents), 'document')}"
-    elif unit == "accuracy":
-        ends = intervals.wilson(int(sample.successes.sum()), int(sample.trials.sum()), LEVEL)
-        return Estimate(
-            number=measured.number,
-            low=ends.low,
-            high=ends.high,
-            method="Wilson score interval over all trials",
-            unit=unit,
-        )
+    value, sample = measured.quantity.value, measured.sample
+    if isinstance(sample, PerTrial):
+        ends, method = _copied(sample, sampling)
+    elif isinstance(sample, PerDistance):
+        ends, method = _retrieved(value, sample, sampling)
     else:
-        ends = intervals.reach(
-            sample.distances.tolist(),
-            sample.successes.tolist(),
-            sample.trials.tolist(),
-            sample.threshold,
-            seed=sampling.seed,
-            draws=sampling.draws,
-            level=LEVEL,
-        )
-        method = "parametric bootstrap of the reach from the success rate at each distance"
-        if unit == "reach_share":
-            ends = intervals.Interval(
-                low=ends.low / sample.distances[-1], high=ends.high / sample.distances[-1]
-            )
-    return Estimate(
-        number=measured.number,
-        low=ends.low,
-        high=ends.high,
-        method=f"{method}, {sampling.draws:,} draws",
-        unit=unit,
+        ends, method = _of_units(value, sample, sampling)
+    if value == "reach_share" and not isinstance(sample, PerUnit):
+        longest = sample.distances[-1]
+        ends = intervals.Interval(low=ends.low / longest, high=ends.high / longest)
+    return Estimate(number=measured.number, low=ends.low, high=ends.high, method=method, unit=value)
+
+
+def _of_units(value: Unit, sample: PerUnit, by: Sampling) -> tuple[intervals.Interval, str]:
+    units = count(len(sample.names), sample.unit)
+    whole = np.isin(sample.sums, (0.0, 1.0)).all() and (sample.weights == 1.0).all()
+    if value == "score" and whole:  # shares of 0 and 1 have no spread to resample
+        ends = intervals.wilson(int(sample.sums.sum()), len(sample.sums), LEVEL)
+        return ends, f"Wilson score interval over {units}"
+    means = _means([sample], by)[0]
+    ends = intervals.percentile(np.exp(means) if value in PERPLEXITIES else means, LEVEL)
+    return ends, f"bootstrap over {units}, {by.draws:,} draws"
+
+
+def _retrieved(value: Unit, sample: PerDistance, by: Sampling) -> tuple[intervals.Interval, str]:
+    if value == "accuracy":
+        ends = intervals.wilson(int(sample.successes.sum()), int(sample.trials.sum()), LEVEL)
+        return ends, "Wilson score interval over all trials"
+    ends = intervals.reach(
+        sample.distances.tolist(),
+        sample.successes.tolist(),
+        sample.trials.tolist(),
+        sample.threshold,
+        seed=by.seed,
+        draws=by.draws,
+        level=LEVEL,
     )
+    method = "parametric bootstrap of the reach from the success rate at each distance"
+    return ends, f"{method}, {by.draws:,} draws"
 
 
-def _paired(arms: Arms, subject: PerDocument, baseline: PerDocument, by: Sampling) -> Estimate:
-    if subject.documents != baseline.documents:
+def _copied(sample: PerTrial, by: Sampling) -> tuple[intervals.Interval, str]:
+    """Return the interval of the effective length of a copy probe (`copying.effective_length`).
+
+    A trial has the same tokens at every distance, so all its drops are drawn together.
+    """
+    ones = np.ones_like(sample.drops)
+    drawn = intervals.nll_draws(sample.drops, ones, seed=by.seed, draws=by.draws)
+    shortest = drawn[:1]
+    copied = (drawn >= sample.share * shortest) & (shortest > sample.least_nats)
+    found = reaches(sample.distances, copied.T, np.ones(len(copied)), 1.0)
+    low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="inverted_cdf")
+    method = f"bootstrap over {count(sample.drops.shape[1], 'trial')}, the same at every distance"
+    return intervals.Interval(low=float(low), high=float(high)), f"{method}, {by.draws:,} draws"
+
+
+def _paired(arms: Arms, subject: PerUnit, baseline: PerUnit, by: Sampling) -> Estimate:
+    if subject.names != baseline.names:
         raise ValueError(
             f"{describe(arms.subject.quantity)} was measured on "
-            f"{count(len(subject.documents), 'document')} and its counterpart on others; "
-            "a paired comparison needs the same documents"
+            f"{count(len(subject.names), subject.unit)} and its counterpart on others; "
+            f"a paired comparison needs the same {subject.unit}s"
         )
     unit: Unit = arms.subject.quantity.value
     a, b = _means([subject, baseline], by)
-    point_a, point_b = (s.sums.sum() / s.tokens.sum() for s in (subject, baseline))
+    logs = unit in PERPLEXITIES
     if arms.compare == "ratio":
         # exp(a - b) and not exp(a) / exp(b): no overflow, and equal arms give exactly 1.
-        logs = unit == "perplexity"
-        number = np.exp(point_a - point_b) if logs else _ratio(point_a, point_b)
+        number = (
+            np.exp(subject.mean - baseline.mean) if logs else _ratio(subject.mean, baseline.mean)
+        )
         drawn = np.exp(a - b) if logs else np.divide(a, b)
         unit = "ratio"
-    elif unit == "perplexity":
-        number, drawn = np.exp(point_a) - np.exp(point_b), np.exp(a) - np.exp(b)
+    elif logs:
+        number, drawn = np.exp(subject.mean) - np.exp(baseline.mean), np.exp(a) - np.exp(b)
     else:
-        number, drawn = point_a - point_b, a - b
+        number, drawn = subject.mean - baseline.mean, a - b
     ends = intervals.percentile(drawn, LEVEL)
-    method = f"paired bootstrap over {count(len(subject.documents), 'document')}"
+    method = f"paired bootstrap over {count(len(subject.names), subject.unit)}"
     return Estimate(
         number=float(number),
         low=ends.low,
@@ -228,24 +256,24 @@ def _ratio(a: float, b: float) -> float:
     return math.nan if a == 0 else math.inf
 
 
-def _means(samples: list[PerDocument], sampling: Sampling) -> np.ndarray:
-    """Return token means, [arms, draws], every arm over the same drawn documents."""
+def _means(samples: list[PerUnit], sampling: Sampling) -> np.ndarray:
+    """Return means, [arms, draws], every arm over the same drawn units."""
     return intervals.nll_draws(
         np.stack([s.sums for s in samples]),
-        np.stack([s.tokens for s in samples]).astype(np.float64),
+        np.stack([s.weights for s in samples]),
         seed=sampling.seed,
         draws=sampling.draws,
     )
 
 
 def _identical(arms: Arms) -> bool:
-    """Return whether two arms over documents hold the same numbers in every document."""
+    """Return whether two arms hold the same numbers in every document or sample."""
     a, b = arms.subject.sample, arms.baseline.sample if arms.baseline else None
     return (
-        isinstance(a, PerDocument)
-        and isinstance(b, PerDocument)
+        isinstance(a, PerUnit)
+        and isinstance(b, PerUnit)
         and np.array_equal(a.sums, b.sums)
-        and np.array_equal(a.tokens, b.tokens)
+        and np.array_equal(a.weights, b.weights)
     )
 
 

@@ -9,15 +9,16 @@ from ropewalk.base.canonical import leaves, plain
 from ropewalk.base.files import read_json, write_json
 from ropewalk.base.manifest import Manifest
 from ropewalk.base.stage import Job, StageError
-from ropewalk.report import series
+from ropewalk.report import accounts, curves, series
 from ropewalk.report.compare import LEVEL, Comparison, Sampling
+from ropewalk.report.conventions import convention
 from ropewalk.report.quantities import Measured, Missing, Results, describe
 from ropewalk.report.spec import Claim, JudgeJob
 from ropewalk.report.verdict import DECIDED, Evidence, Verdict, judge_claim
-from ropewalk.report.wording import convention
+from ropewalk.report.wording import listed
 
 JUDGED = "judged.json"
-JUDGED_VERSION = 1
+JUDGED_VERSION = 2
 Json = dict[str, Any]
 
 
@@ -106,7 +107,7 @@ def judge(spec: JudgeJob, material: Material) -> Json:
         name: _claim(claim, judge_claim(claim, evidence), material, name in spec.decides)
         for name, claim in spec.claims.items()
     }
-    results = material.results
+    results, windows = material.results, _windows(material.runs)
     return plain(
         {
             "format_version": JUDGED_VERSION,
@@ -123,9 +124,16 @@ def judge(spec: JudgeJob, material: Material) -> Json:
                 "perplexity_by_context": series.perplexity_by_context(results, sampling),
                 "paper_by_context": series.paper_by_context(spec.tables, spec.cells),
                 "by_step": series.by_step(results, sampling),
+                "by_convention": curves.by_convention(results, sampling),
+                "by_position": curves.by_position(results, windows, sampling),
+                "by_distance": curves.by_distance(results, windows),
+                "copied": curves.copied(results, windows, sampling),
                 "theory": _theory(material),
                 "training": _training(material.runs),
             },
+            "cells": accounts.cells(results, sampling),
+            "cost": accounts.cost(results),
+            "lost": accounts.lost(results),
             "runs": {
                 name: _run(manifest, spec.provenance.get(name, {}))
                 for name, manifest in sorted(material.runs.items())
@@ -138,10 +146,7 @@ def judge(spec: JudgeJob, material: Material) -> Json:
                 name: {"recipe": manifest.recipe, "content": manifest.content}
                 for name, manifest in sorted(material.checks.items())
             },
-            "protocols": {
-                evaluation: convention(result["protocol"])
-                for (evaluation, _), result in sorted(material.results.by_name.items())
-            },
+            "protocols": _protocols(material.results),
             "inconsistencies": list(spec.inconsistencies),
             "deviations": list(spec.deviations),
             "unstated": list(spec.unstated),
@@ -238,6 +243,32 @@ def _run(manifest: Manifest, provenance: Mapping[str, str]) -> Json:
         "parameters": _fact(manifest, "parameters"),
         "settings": settings,
     }
+
+
+def _protocols(results: Results) -> dict[str, str]:
+    """Return how each evaluation measures; where that differs between runs, for which run how."""
+    sentences: dict[str, dict[str, list[str]]] = {}
+    for (evaluation, run), result in sorted(results.by_name.items()):
+        key = result["key"]
+        said = convention(result["protocol"], rope=key["rope"], numerics=key["numerics"])
+        sentences.setdefault(evaluation, {}).setdefault(said, []).append(run)
+    return {
+        evaluation: next(iter(runs))
+        if len(runs) == 1
+        else " ".join(f"{listed(names)}: {said}" for said, names in runs.items())
+        for evaluation, runs in sentences.items()
+    }
+
+
+def _windows(runs: Mapping[str, Manifest]) -> dict[str, tuple[int, int]]:
+    """Return run -> tokens of the window it was pretrained on, and of its last training."""
+    found = {}
+    for name, manifest in runs.items():
+        run = manifest.spec["run"]
+        pretrained = int(run["architecture"]["context_tokens"])
+        phases = run.get("phases") or [{"length_tokens": pretrained}]
+        found[name] = pretrained, int(phases[-1]["length_tokens"])
+    return found
 
 
 def _theory(material: Material) -> list[Json]:

@@ -1,7 +1,7 @@
 """Judged studies as HTML: offline, without scripts, byte for byte the same from the same data."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -103,6 +103,9 @@ def study_page(name: str, judged: Json) -> str:
             tally=tally(judged["claims"]),
             broken=broken_promises(judged),
             figures=figures(judged),
+            cell_tables=cell_tables(judged["cells"]),
+            lost=lost_rows(judged["lost"]),
+            formulas=sorted({c["flops_formula"] for c in judged["cost"] if c.get("flops")}),
             shared=shared_settings(judged["runs"]),
             own=own_settings(judged["runs"]),
             link=paper_link(judged["paper"]),
@@ -131,6 +134,31 @@ def own_settings(runs: Mapping[str, Json]) -> dict[str, list[Json]]:
     return {
         name: [s for s in run["settings"] if s["key"] not in shared] for name, run in runs.items()
     }
+
+
+def cell_tables(cells: Sequence[Json]) -> list[Json]:
+    """Return a table per evaluation that was measured sample by sample: cells by runs."""
+    tables: list[Json] = []
+    for evaluation in dict.fromkeys(c["evaluation"] for c in cells):
+        own = [c for c in cells if c["evaluation"] == evaluation]
+        found = {(c["cell"], c["run"]): c for c in own}
+        runs = list(dict.fromkeys(c["run"] for c in own))
+        names = dict.fromkeys((c["cell"], c.get("metric")) for c in own)
+        rows = [
+            {"cell": name, "metric": metric, "runs": [found.get((name, run)) for run in runs]}
+            for name, metric in names
+        ]
+        tables.append({"evaluation": evaluation, "runs": runs, "rows": rows})
+    return tables
+
+
+def lost_rows(lost: Sequence[Json]) -> list[Json]:
+    """Return counted outcomes by evaluation and run; snapshots that lost the same share a row."""
+    names = ("evaluation", "run", "non_finite", "dropped", "truncated")
+    rows: dict[tuple[Any, ...], list[int]] = {}
+    for entry in lost:
+        rows.setdefault(tuple(entry[name] for name in names), []).append(entry["step"])
+    return [{**dict(zip(names, key, strict=True)), "steps": steps} for key, steps in rows.items()]
 
 
 def setting(value: Any) -> str:

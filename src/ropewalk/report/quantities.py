@@ -14,17 +14,27 @@ import numpy.typing as npt
 
 from ropewalk.report.spec import Quantity
 
-LOSS_VALUES = ("nll", "perplexity", "accuracy")
+PERPLEXITIES = ("perplexity", "word_perplexity", "byte_perplexity")
+LOSS_VALUES = ("nll", *PERPLEXITIES, "accuracy")
 RETRIEVAL_VALUES = ("accuracy", "reach", "reach_share")
+COPY_VALUES = ("reach", "reach_share")
+Json = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PerDocument:
-    """Sums over scored tokens by document, sorted; the mean is `sum(sums) / sum(tokens)`."""
+class PerUnit:
+    """Sums by unit of resampling, sorted by its name; the mean is `sum(sums) / sum(weights)`."""
 
-    documents: tuple[str, ...]
-    sums: npt.NDArray[np.float64]  # [documents], nats for losses, hits for accuracy
-    tokens: npt.NDArray[np.int64]  # [documents]
+    names: tuple[str, ...]
+    sums: npt.NDArray[np.float64]  # [units], nats for losses, hits for accuracy, points for scores
+    weights: npt.NDArray[np.float64]
+    # [units], what the sums are over: scored tokens, words, bytes, samples, or weights of the mean
+    unit: str = "document"
+
+    @property
+    def mean(self) -> float:
+        """Return the mean over all units."""
+        return float(self.sums.sum() / self.weights.sum())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,12 +49,22 @@ class PerDistance:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PerTrial:
+    """Trials of a copy probe: how much less the second showing costs, the same at all distances."""
+
+    distances: npt.NDArray[np.int64]  # [distances], tokens, ascending
+    drops: npt.NDArray[np.float64]  # [distances, trials], nats per token
+    share: float  # of the drop at the shortest distance that counts as copied
+    least_nats: float  # that the drop at the shortest must exceed
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Measured:
     """A number and what it was computed from."""
 
     quantity: Quantity
     number: float  # in nats, perplexity, tokens, or a share, as the quantity's value says
-    sample: PerDocument | PerDistance
+    sample: PerUnit | PerDistance | PerTrial
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,11 +120,7 @@ def extract(quantity: Quantity, results: Results) -> Measured | Missing:
             reason=f"{evaluation} of {run} has no snapshot {where}, only at {known}",
         )
     snapshot = snapshots[step]
-    found = (
-        _loss(quantity, snapshot, f"{evaluation} of {run}")
-        if "contexts" in snapshot
-        else _retrieval(quantity, snapshot, result["protocol"], f"{evaluation} of {run}")
-    )
+    found = _read(quantity, snapshot, result["protocol"], f"{evaluation} of {run}")
     if isinstance(found, Measured) and not math.isfinite(found.number):
         return Missing(
             quantity=quantity,
@@ -119,11 +135,15 @@ def describe(quantity: Quantity) -> str:
     names = {
         "nll": "loss",
         "perplexity": "perplexity",
+        "word_perplexity": "perplexity per word",
+        "byte_perplexity": "perplexity per byte",
         "accuracy": "accuracy",
         "reach": "reach",
         "reach_share": "share of the longest tested distance reached",
+        "score": "score",
     }
-    where = f" at {quantity.context}" if quantity.context else ""
+    where = f" {'on' if quantity.value == 'score' else 'at'} {quantity.context}"
+    where = where if quantity.context else ""
     when = {"final": "", "first": " before any step"}.get(
         quantity.snapshot, f" after {quantity.snapshot} steps"
     )
@@ -143,29 +163,100 @@ def _why_not_run(evaluation: str, run: str, results: Results) -> str:
     return f"{evaluation} was not run on {run}, only on {', '.join(runs)}"
 
 
-def _loss(quantity: Quantity, snapshot: Mapping[str, Any], name: str) -> Measured | Missing:
+def _read(quantity: Quantity, snapshot: Json, protocol: Json, name: str) -> Measured | Missing:
+    """Return the number from a snapshot of whatever form."""
+    if "contexts" in snapshot:
+        return _loss(quantity, snapshot, name)
+    if "cells" in snapshot:
+        return _score(quantity, snapshot, name)
+    if "drops" in snapshot:
+        return _copy(quantity, snapshot, protocol, name)
+    if "successes" not in snapshot:
+        return _broken(quantity, f"{name} holds no numbers this version can read")
+    return _retrieval(quantity, snapshot, protocol, name)
+
+
+def _loss(quantity: Quantity, snapshot: Json, name: str) -> Measured | Missing:
     if quantity.value not in LOSS_VALUES:
-        reason = f"{name} measures losses; it has no {quantity.value}"
-        return Missing(quantity=quantity, reason=reason, broken=True)
-    contexts = snapshot["contexts"]
-    if quantity.context is None or quantity.context not in contexts:
-        reason = f"{name} has no context {quantity.context!r}, only {', '.join(sorted(contexts))}"
-        return Missing(quantity=quantity, reason=reason, broken=quantity.context is None)
-    data = contexts[quantity.context]
-    # Sorted by document, so that two results pair whatever order they list documents in.
-    order = sorted(range(len(data["documents"])), key=data["documents"].__getitem__)
-    sums = data["hits" if quantity.value == "accuracy" else "nll_sums"]
-    sample = PerDocument(
-        documents=tuple(str(data["documents"][i]) for i in order),
-        sums=np.array([sums[i] for i in order], dtype=np.float64),
-        tokens=np.array([data["tokens"][i] for i in order], dtype=np.int64),
-    )
-    mean = float(sample.sums.sum() / sample.tokens.sum())
+        return _broken(quantity, f"{name} measures losses; it has no {quantity.value}")
+    found = _chosen(quantity, snapshot["contexts"], "context", name)
+    if isinstance(found, Missing):
+        return found
+    sums, weights = "nll_sums", "tokens"
+    if quantity.value == "accuracy":
+        sums = "hits"
+    elif quantity.value in ("word_perplexity", "byte_perplexity"):
+        weights = {"word_perplexity": "words", "byte_perplexity": "bytes"}[quantity.value]
+        if found[quantity.value] is None:
+            return _broken(quantity, f"{name}: what it scores has no {weights}")
+        if not math.isclose(
+            sum(found[sums]), math.log(found[quantity.value]) * sum(found[weights]), rel_tol=1e-9
+        ):
+            reason = f"{name} does not weigh every token once, so that it has no {quantity.value}"
+            return _broken(quantity, f"{reason} with an interval")
+    elif "weights" in found:  # a mean that is not over tokens
+        sums, weights = "weighted_sums", "weights"
+    sample = _units(found["documents"], found[sums], found[weights])
     return Measured(
         quantity=quantity,
-        number=perplexity(mean) if quantity.value == "perplexity" else mean,
+        number=perplexity(sample.mean) if quantity.value in PERPLEXITIES else sample.mean,
         sample=sample,
     )
+
+
+def _score(quantity: Quantity, snapshot: Json, name: str) -> Measured | Missing:
+    if quantity.value != "score":
+        reason = f"{name} measures samples; it has no {quantity.value}, only score"
+        return _broken(quantity, reason)
+    cell = _chosen(quantity, snapshot["cells"], "cell", name)
+    if isinstance(cell, Missing):
+        return cell
+    scores = np.asarray(cell["scores"], dtype=np.float64)
+    if not scores.size:
+        return _broken(quantity, f"{name} holds no sample of {quantity.context}")
+    weights = cell.get("weights", [1.0] * len(scores))
+    # Numbers of samples, so that those two runs could both make pair; documents; or by place.
+    listed = snapshot.get("documents")
+    names = cell.get("samples", listed if isinstance(listed, list) else range(len(scores)))
+    unit = "document" if names is listed else "sample"
+    sample = _units(names, (scores * weights).tolist(), weights, unit)
+    return Measured(quantity=quantity, number=sample.mean, sample=sample)
+
+
+def _copy(quantity: Quantity, snapshot: Json, protocol: Json, name: str) -> Measured | Missing:
+    if quantity.value not in COPY_VALUES:
+        return _broken(quantity, f"{name} is a copy probe; it has no {quantity.value}")
+    sample = PerTrial(
+        distances=np.asarray(snapshot["distances"], dtype=np.int64),
+        drops=np.asarray(snapshot["drops"], dtype=np.float64),
+        share=float(protocol["share"]),
+        least_nats=float(protocol["least_nats"]),
+    )
+    return Measured(quantity=quantity, number=float(snapshot[quantity.value]), sample=sample)
+
+
+def _chosen(quantity: Quantity, known: Json, kind: str, name: str) -> Json | Missing:
+    """Return the part of a snapshot that the quantity names; a question without a name is wrong."""
+    if quantity.context is not None and quantity.context in known:
+        part: Json = known[quantity.context]
+        return part
+    reason = f"{name} has no {kind} {quantity.context!r}, only {', '.join(sorted(known))}"
+    return Missing(quantity=quantity, reason=reason, broken=quantity.context is None)
+
+
+def _units(names: Any, sums: Any, weights: Any, unit: str = "document") -> PerUnit:
+    """Return a sample sorted by name, so that two results pair whatever order they list them in."""
+    rows = sorted(zip(map(str, names), sums, weights, strict=True))
+    return PerUnit(
+        names=tuple(name for name, _, _ in rows),
+        sums=np.array([total for _, total, _ in rows], dtype=np.float64),
+        weights=np.array([weight for _, _, weight in rows], dtype=np.float64),
+        unit=unit,
+    )
+
+
+def _broken(quantity: Quantity, reason: str) -> Missing:
+    return Missing(quantity=quantity, reason=reason, broken=True)
 
 
 def perplexity(nll: float) -> float:
@@ -174,12 +265,9 @@ def perplexity(nll: float) -> float:
         return float(np.exp(nll))
 
 
-def _retrieval(
-    quantity: Quantity, snapshot: Mapping[str, Any], protocol: Mapping[str, Any], name: str
-) -> Measured | Missing:
+def _retrieval(quantity: Quantity, snapshot: Json, protocol: Json, name: str) -> Measured | Missing:
     if quantity.value not in RETRIEVAL_VALUES:
-        reason = f"{name} measures retrieval; it has no {quantity.value}"
-        return Missing(quantity=quantity, reason=reason, broken=True)
+        return _broken(quantity, f"{name} measures retrieval; it has no {quantity.value}")
     sample = PerDistance(
         context_tokens=int(snapshot["context_tokens"]),
         threshold=float(protocol["threshold"]),
@@ -188,5 +276,5 @@ def _retrieval(
         successes=np.asarray(snapshot["successes"], dtype=np.int64),
     )
     if not sample.trials.sum():
-        return Missing(quantity=quantity, reason=f"{name} holds no trial", broken=True)
+        return _broken(quantity, f"{name} holds no trial")
     return Measured(quantity=quantity, number=float(snapshot[quantity.value]), sample=sample)

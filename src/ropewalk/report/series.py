@@ -40,10 +40,11 @@ def cell(quantity: Quantity | None, results: Results, sampling: Sampling) -> Jso
     found = extract(quantity, results)
     if isinstance(found, Missing):
         return {**names, "missing": found.reason}
-    return {**names, **_number(found, sampling)}
+    return {**names, **number(found, sampling)}
 
 
-def _number(measured: Measured, sampling: Sampling) -> Json:
+def number(measured: Measured, sampling: Sampling) -> Json:
+    """Return a measured number with its interval and the method of that."""
     e = estimated(Arms(subject=measured, baseline=None, compare="value"), sampling)
     return {"number": e.number, "low": finite(e.low), "high": finite(e.high), "method": e.method}
 
@@ -84,7 +85,7 @@ def perplexity_by_context(results: Results, sampling: Sampling) -> list[Json]:
             q = Quantity(evaluation=evaluation, run=run, context=label, value="perplexity")
             measured = extract(q, results)
             if isinstance(measured, Measured):
-                points.append({"x": tokens, "label": label, **_number(measured, sampling)})
+                points.append({"x": tokens, "label": label, **number(measured, sampling)})
         if points:
             found.append({"evaluation": evaluation, "run": run, "points": points})
     return found
@@ -101,6 +102,8 @@ def by_step(results: Results, sampling: Sampling) -> list[Json]:
         if len(steps) < 2:
             continue
         contexts = _contexts(result)
+        if not contexts and "reach" not in final(result):
+            continue
         longest = contexts[-1][0] if contexts else None
         value = "perplexity" if contexts else "reach"
         points = []
@@ -114,14 +117,14 @@ def by_step(results: Results, sampling: Sampling) -> list[Json]:
             )
             measured = extract(q, results)
             if isinstance(measured, Measured):
-                points.append({"x": int(step), **_number(measured, sampling)})
+                points.append({"x": int(step), **number(measured, sampling)})
         found.append(
             {
                 "evaluation": evaluation,
                 "run": run,
                 "value": value,
                 "context": longest,
-                "context_tokens": contexts[-1][1] if contexts else _retrieval_context(result),
+                "context_tokens": contexts[-1][1] if contexts else final(result)["context_tokens"],
                 "points": points,
             }
         )
@@ -146,10 +149,10 @@ def paper_by_context(
                 continue
             points = []
             for column, text in zip(spec.columns, row.cells, strict=False):
-                number = printed_number(text)
+                known = printed_number(text)
                 times = multiple(column)
-                if number is not None and times is not None:
-                    points.append({"x": times, "number": number[0], "beyond": number[1]})
+                if known is not None and times is not None:
+                    points.append({"x": times, "number": known[0], "beyond": known[1]})
             if points:
                 found.append({"table": name, "label": row.label, "points": points})
     return found
@@ -161,17 +164,20 @@ def multiple(label: str) -> float | None:
     return float(found[1]) if found else None
 
 
+def final(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the snapshot of the final weights."""
+    snapshot: Mapping[str, Any] = result["snapshots"][str(result["final_step"])]
+    return snapshot
+
+
 def _contexts(result: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """Return the contexts of a loss evaluation, shortest first; none for retrieval."""
-    snapshot = result["snapshots"][str(result["final_step"])]
-    contexts = snapshot.get("contexts", {})
+    """Return the contexts of a loss evaluation, shortest first; none where labels are others."""
+    if result["protocol"]["kind"] == "conventions":
+        return []
+    contexts = final(result).get("contexts", {})
     return sorted(
         ((label, int(c["context_tokens"])) for label, c in contexts.items()), key=lambda c: c[1]
     )
-
-
-def _retrieval_context(result: Mapping[str, Any]) -> int:
-    return int(result["snapshots"][str(result["final_step"])]["context_tokens"])
 
 
 def _full(evaluation: str, study: str) -> str:

@@ -15,6 +15,17 @@ Outcome = Literal[
     "error",
 ]
 
+Measure = Literal[
+    "nll",  # nats per token, in the mean of the protocol
+    "perplexity",
+    "word_perplexity",
+    "byte_perplexity",
+    "accuracy",  # share of tokens, or of retrieval trials, that are right
+    "reach",  # tokens
+    "reach_share",  # of the longest distance that could be tested
+    "score",  # mean over the samples of a cell
+]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Quantity:
@@ -24,8 +35,9 @@ class Quantity:
     run: str | Mapping[str, str] = dataclasses.field(default_factory=dict)
     # A run by name (`study/run`), or by axis values; axes not named take the study's main values.
     snapshot: str = "final"  # `final`, `first` (before any step), or a step number
-    context: str | None = None  # label of the context, for losses
-    value: Literal["nll", "perplexity", "accuracy", "reach", "reach_share"] = "nll"
+    context: str | None = None
+    # label of the context, for losses; name of the preset, for conventions; of the cell, for scores
+    value: Measure = "nll"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,8 +133,8 @@ class Table:
     title: str
     location: str
     evaluation: str
-    value: Literal["perplexity", "reach"]
-    columns: tuple[str, ...]  # context labels, or snapshots where `by` is snapshot
+    value: Measure
+    columns: tuple[str, ...]  # labels of contexts or cells, or snapshots where `by` is snapshot
     by: Literal["context", "snapshot"] = "context"
     context: str | None = None  # for tables by snapshot
     rows: tuple[Row, ...]

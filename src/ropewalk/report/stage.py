@@ -22,7 +22,7 @@ DATA_FILES = (
     "templates/study.html",
     "templates/style.css",
 )
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SCHEMA = Path(__file__).with_name("report.schema.json")
 Json = dict[str, Any]
 

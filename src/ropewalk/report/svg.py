@@ -40,8 +40,10 @@ class Line:
     y: Sequence[float]
     low: Sequence[float] = ()  # interval per point, where there is one
     high: Sequence[float] = ()
+    interval: Literal["bars", "band", "sideways"] = "bars"  # sideways: of x, not of y
     style: int = 0
-    draw: Literal["points", "line", "dots"] = "points"  # line with markers, plain line, dots only
+    draw: Literal["points", "line", "dots", "markers"] = "points"
+    # line with markers, plain line, small dots only, markers only
     beyond: Sequence[float] = ()  # x of values known only to lie above the axis
 
 
@@ -58,7 +60,9 @@ class Panel:
     x_scale: Scale = "linear"
     y_scale: Scale = "linear"
     x_ticks: tuple[tuple[float, str], ...] = ()  # where, and what is written there
+    y_ticks: tuple[tuple[float, str], ...] = ()  # likewise; the first is the uppermost
     level: float | None = None  # a horizontal line of reference
+    marks: tuple[tuple[float, str], ...] = ()  # vertical ones, with what is written at the top
 
 
 def render(panel: Panel) -> str:
@@ -109,7 +113,11 @@ def _legend_rows(panel: Panel) -> int:
 def _look(line: Line) -> dict[str, Any]:
     colour = COLOURS[line.style % len(COLOURS)]
     marker = MARKERS[line.style % len(MARKERS)] if line.draw != "line" else None
-    dash = DASHES[line.style // len(COLOURS) % len(DASHES)] if line.draw != "dots" else "none"
+    dash = (
+        DASHES[line.style // len(COLOURS) % len(DASHES)]
+        if line.draw in ("points", "line")
+        else "none"
+    )
     size = 2.0 if line.draw == "dots" else 4.5
     return {
         "color": colour,
@@ -134,15 +142,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
         look = _look(line)
         axes.plot(line.x, line.y, **look, zorder=3)
         if line.low:
-            axes.vlines(
-                line.x,
-                line.low,
-                line.high,
-                color=look["color"],
-                linewidth=1.1,
-                zorder=2,
-                alpha=0.55,
-            )
+            _interval(axes, line, look["color"])
         if line.beyond:
             axes.plot(
                 line.beyond,
@@ -157,10 +157,14 @@ def _draw(axes: Axes, panel: Panel) -> None:
             )
     if panel.level is not None:
         axes.axhline(panel.level, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+    for x, text in panel.marks:
+        axes.axvline(x, color=INK, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
+        top = axes.get_xaxis_transform()
+        axes.text(x, 1.01, text, transform=top, ha="center", va="bottom", fontsize=7)
     axes.set_xlabel(panel.x_label)
     axes.set_ylabel(panel.y_label)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color=FAINT, linewidth=0.5)
+    axes.grid(axis="x" if panel.y_ticks else "y", color=FAINT, linewidth=0.5)
     axes.set_axisbelow(True)
     axes.margins(x=0.04, y=0.08)
     if any(line.beyond for line in panel.lines):
@@ -171,7 +175,21 @@ def _draw(axes: Axes, panel: Panel) -> None:
         axes.xaxis.set_minor_locator(NullLocator())
     else:
         _plain_ticks(axes.xaxis, panel.x_scale, axes.get_xlim())
-    _plain_ticks(axes.yaxis, panel.y_scale, axes.get_ylim())
+    if panel.y_ticks:
+        axes.set_yticks([y for y, _ in panel.y_ticks], [text for _, text in panel.y_ticks])
+        axes.set_ylim(panel.y_ticks[-1][0] - 0.6, panel.y_ticks[0][0] + 0.6)
+    else:
+        _plain_ticks(axes.yaxis, panel.y_scale, axes.get_ylim())
+
+
+def _interval(axes: Axes, line: Line, colour: str) -> None:
+    if line.interval == "band":
+        axes.fill_between(
+            line.x, line.low, line.high, color=colour, alpha=0.15, linewidth=0, zorder=2
+        )
+        return
+    draw, at = (axes.hlines, line.y) if line.interval == "sideways" else (axes.vlines, line.x)
+    draw(at, line.low, line.high, color=colour, linewidth=1.1, zorder=2, alpha=0.55)
 
 
 def _plain_ticks(axis: Axis, scale: Scale, limits: tuple[float, float]) -> None:

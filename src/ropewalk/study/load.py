@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from ropewalk.base.canonical import leaves, plain
 from ropewalk.base.spec import Problem, SpecError, decode, suggestion
 from ropewalk.evaluate.spec import Evaluation
+from ropewalk.study import presets
 from ropewalk.study.config import SCALES, Config
 from ropewalk.study.schema import (
     Definitions,
@@ -25,7 +26,6 @@ from ropewalk.study.tree import (
     assign,
     load_yaml,
     located,
-    merge,
     origin_of,
     substitute,
     unwrap,
@@ -116,11 +116,11 @@ def _resolve(
     if not isinstance(scales, Mapping):
         problems.add(f"{origin_of(scales, ())}: scales: not a map of scales")
         scales = {}
-    tree = body
+    tree = presets.spelled_out(body, problems.add)
     for key, overlay in _chain(scales, scale, problems):
-        tree = merge(tree, _relabel(overlay, f"scale {key}"))
+        tree = presets.overlaid(tree, _relabel(overlay, f"scale {key}"), problems.add)
     for overlay in overlays:
-        tree = merge(tree, overlay)
+        tree = presets.overlaid(tree, overlay, problems.add)
     try:
         file = decode(StudyFile, unwrap(tree))
     except SpecError as error:
@@ -274,15 +274,19 @@ def _evaluations(
     overrides: dict[str, Mapping[str, EvaluationOverride]] = {}
     for name in file.evaluations:
         whole = tree["evaluations"][name]
-        own = dict(whole) if isinstance(whole, Mapping) else {}
-        over = own.pop("overrides", {})
         where = f"evaluations.{name}: "
+        own = dict(whole) if isinstance(whole, Mapping) else {}
+        own = presets.settled(own, where, problems.add)
+        over = own.pop("overrides", {})
         try:
             evaluations[name] = decode(Evaluation, unwrap(own))
             changes = decode(_Overrides, {"overrides": unwrap(over) or {}}).overrides
         except SpecError as error:
             problems.take(error, whole, where)
             continue
+        for place, message in presets.unknown(evaluations[name].protocol):
+            origin = origin_of(own, ("protocol", "presets", place))
+            problems.add(f"{origin}: {where}protocol.presets.{place}: {message}")
         for key, change in changes.items():
             try:
                 apply(Evaluation, evaluations[name], change.set)

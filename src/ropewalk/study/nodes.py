@@ -341,6 +341,7 @@ class Builder:
         job = EvaluateJob(
             protocol=evaluation.protocol,
             snapshots=evaluation.snapshots,
+            rope=evaluation.rope,
             numerics=evaluation.numerics,
             seed=evaluation.seed,
             device=evaluation.device,
