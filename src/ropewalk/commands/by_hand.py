@@ -128,7 +128,7 @@ def tokenize(options: argparse.Namespace, run: Run) -> int:
             "seed": options.seed,
             "parts": options.parts,
             "damaged_limit": options.damaged_limit,
-            "prompt": _prompt(options),
+            "prompt": prompt(options),
         },
     )
     inventory = InventoryJob(source=source, folder=folder)
@@ -182,7 +182,8 @@ def _source(options: argparse.Namespace) -> tuple[Any, str | None]:
     return dataclasses.replace(found, **others), str(options.path)
 
 
-def _prompt(options: argparse.Namespace) -> dict[str, Any] | None:
+def prompt(options: argparse.Namespace) -> dict[str, Any] | None:
+    """Return the settings of a fine-tuning corpus's prompt, None where none is given."""
     if options.prompt is None:
         return None
     need(options, "target_field")

@@ -50,3 +50,16 @@ def given(kind: type, settings: dict[str, Any], flag: str = "") -> Any:
     """
     settings = {key: value for key, value in settings.items() if value is not None}
     return decode(kind, settings, (flag,) if flag else ())
+
+
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """Return the value of a flag that takes whole numbers with commas between."""
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: write numbers with commas between") from None
+
+
+def words(text: str) -> tuple[str, ...]:
+    """Return the value of a flag that takes names with commas between."""
+    return tuple(word.strip() for word in text.split(",") if word.strip())

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -25,7 +26,8 @@ from ropewalk.model.spec import Architecture, Rope
 from ropewalk.model.weights import listed
 from ropewalk.train.spec import PublishedWeights, ScratchWeights, Weights
 
-_HUB, _SCRATCH, _CONFIG = "hub:", "scratch:", "config.json"
+HUB, _SCRATCH, _CONFIG = "hub:", "scratch:", "config.json"
+SMALL = ("*.json", "*.model")  # files of a hub repository: config and tokenizer
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 16  # of a weight file
 
 
@@ -70,30 +72,16 @@ def model(options: argparse.Namespace) -> Model:
         SpecError, StageError: if it is absent, holds no safetensors, or is of another family.
     """
     name: str = options.model
-    if not name.startswith(_HUB):
-        refuse(options, ("model_revision",), f"is for --model {_HUB}NAME")
-    if name.startswith(_HUB):
-        place = _downloaded(name.removeprefix(_HUB), options.model_revision)
-    elif name.startswith(_SCRATCH):
+    if name.startswith(_SCRATCH):
+        refuse(options, ("model_revision",), f"is for --model {HUB}NAME")
         place = Path(name.removeprefix(_SCRATCH))
     else:
-        place = Path(name)
-        if not place.is_dir():
-            raise SpecError(
-                f"--model {name}: no such folder; give a Hugging Face folder, {_HUB}NAME for a "
-                f"model of the hub, or {_SCRATCH}{_CONFIG} for random weights"
-            )
-    file = place / _CONFIG if place.is_dir() else place
-    if not file.is_file():
-        raise SpecError(f"--model {name}: {file} does not exist")
-    try:
-        found = AutoConfig.from_pretrained(file, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise SpecError(f"--model {name}: {file} cannot be read: {error}") from None
+        place = checkpoint(options, also=f"or {_SCRATCH}{_CONFIG} for random weights")
+    found = config(name, place)
     weights: Weights
-    if name.startswith(_HUB):
+    if name.startswith(HUB):
         # The commit, so that the run stays what it is when the name moves on.
-        weights = PublishedWeights(hub=name.removeprefix(_HUB), revision=place.name)
+        weights = PublishedWeights(hub=name.removeprefix(HUB), revision=place.name)
     elif name.startswith(_SCRATCH):
         weights = ScratchWeights(seed=options.seed)
     else:
@@ -105,6 +93,44 @@ def model(options: argparse.Namespace) -> Model:
         architecture=architecture_of(found),
         rope=rope_of(found),
     )
+
+
+def checkpoint(
+    options: argparse.Namespace, *, files: Sequence[str] = SMALL, also: str = ""
+) -> Path:
+    """Return the folder of a Hugging Face checkpoint; one of the hub is named like its commit.
+
+    Of a hub repository `files` are downloaded; `also` says what else --model may be.
+
+    Raises:
+        SpecError: if it is absent.
+    """
+    name: str = options.model
+    if name.startswith(HUB):
+        return _downloaded(name.removeprefix(HUB), options.model_revision, files)
+    refuse(options, ("model_revision",), f"is for --model {HUB}NAME")
+    if not Path(name).is_dir():
+        hub = f"{HUB}NAME for a model of the hub"
+        raise SpecError(
+            f"--model {name}: no such folder; give a Hugging Face folder, "
+            + (f"{hub}, {also}" if also else f"or {hub}")
+        )
+    return Path(name)
+
+
+def config(name: str, place: Path) -> Any:
+    """Return the transformers config in a folder, or in a file of its own.
+
+    Raises:
+        SpecError: if there is none, or it cannot be read.
+    """
+    file = place / _CONFIG if place.is_dir() else place
+    if not file.is_file():
+        raise SpecError(f"--model {name}: {file} does not exist")
+    try:
+        return AutoConfig.from_pretrained(file, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise SpecError(f"--model {name}: {file} cannot be read: {error}") from None
 
 
 def fingerprint(folder: Path) -> str:
@@ -128,21 +154,21 @@ def fingerprint(folder: Path) -> str:
     return digest(found)
 
 
-def _downloaded(hub: str, revision: str | None) -> Path:
-    """Return the folder with the small files of a hub repository, named like its commit."""
+def _downloaded(hub: str, revision: str | None, files: Sequence[str]) -> Path:
+    """Return the folder with some files of a hub repository, named like its commit."""
     try:
         return Path(
             huggingface_hub.snapshot_download(
                 hub,
                 revision=revision,
-                allow_patterns=["*.json", "*.model"],
+                allow_patterns=list(files),
                 ignore_patterns=["*/*"],
             )
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SpecError(
-            f"--model {_HUB}{hub}: cannot be downloaded and is not in the local cache ({reason}); "
+            f"--model {HUB}{hub}: cannot be downloaded and is not in the local cache ({reason}); "
             "without network give a folder"
         ) from None
 
@@ -159,10 +185,10 @@ def data(options: argparse.Namespace) -> Data:
         raise SpecError(
             f"--weight is given {len(weights)} times for {len(folders)} --data: one each"
         )
-    made = [_tokens(folder) for folder in folders]
+    made = [tokens_in(folder) for folder in folders]
     places = [options.tokenizer or folder / "tokenizer" for folder in folders]
     tokenizers = [
-        _tokenizer(place, folder, tokens)
+        tokenizer_of(place, folder, tokens)
         for place, folder, tokens in zip(places, folders, made, strict=True)
     ]
     for folder, found in zip(folders, tokenizers, strict=True):
@@ -181,7 +207,12 @@ def data(options: argparse.Namespace) -> Data:
     )
 
 
-def _tokens(folder: Path) -> Manifest:
+def tokens_in(folder: Path) -> Manifest:
+    """Return the manifest of the tokens in a folder; what it lists is not verified.
+
+    Raises:
+        SpecError: if there are none.
+    """
     if folder.is_file():
         raise SpecError(
             f"--data {folder}: a file; training reads tokens. Make them first: ropewalk tokenize "
@@ -202,7 +233,12 @@ def _tokens(folder: Path) -> Manifest:
     return found
 
 
-def _tokenizer(place: Path, folder: Path, tokens: Manifest) -> Manifest:
+def tokenizer_of(place: Path, folder: Path, tokens: Manifest) -> Manifest:
+    """Return the manifest of the tokenizer at `place`, that the tokens in `folder` were made with.
+
+    Raises:
+        SpecError: if there is none, or another.
+    """
     if not (place / MANIFEST).is_file():
         raise SpecError(
             f"--data {folder}: its tokenizer is not at {place}; give its folder as --tokenizer"
@@ -240,27 +276,36 @@ def check_tokenizer(start: Model, read: Data) -> str | None:
     Raises:
         SpecError: naming both tokenizers and the first token they differ in.
     """
+    scratch = isinstance(start.weights, ScratchWeights)
+    folder = None if scratch else start.folder
+    return same_tokenizer(start.name, folder, start.architecture.vocabulary_size, read)
+
+
+def same_tokenizer(name: str, folder: Path | None, has: int, read: Data) -> str | None:
+    """Do what `check_tokenizer` does for a model by its name and the `has` ids it knows.
+
+    `folder` is where its tokenizer lies, None where it has none of its own.
+    """
     file = read.tokenizer.path(TOKENIZER)
     remedy = "tokenise the corpus with the model's own: ropewalk tokenize --tokenizer MODEL_FOLDER"
-    has = start.architecture.vocabulary_size
     for corpus in read.corpora:
         ids = corpus.tokens.result["vocabulary_size"]
         if ids > has:
             raise SpecError(
                 f"--data {corpus.tokens.folder}: token ids up to {ids - 1}, of {file}, but "
-                f"--model {start.name} has a vocabulary of {has}; {remedy}"
+                f"--model {name} has a vocabulary of {has}; {remedy}"
             )
-    if isinstance(start.weights, ScratchWeights):
+    if folder is None:
         return None
-    theirs = _vocabulary(start.folder)
+    theirs = _vocabulary(folder)
     if theirs is None:
-        return f"{start.name} has no tokenizer that could be compared with that of the tokens"
+        return f"{name} has no tokenizer that could be compared with that of the tokens"
     ours = Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True)
     differing = sorted((n, token) for token, n in ours.items() if theirs.get(token) != n)
     if differing:
         number, token = differing[0]
         raise SpecError(
-            f"{file} (of --data) and the tokenizer in {start.folder} (of --model) differ: "
+            f"{file} (of --data) and the tokenizer in {folder} (of --model) differ: "
             f"{token!r} is {number} in the one and {theirs.get(token, 'no token')} in the other "
             f"({len(differing)} of {len(ours)} tokens differ); {remedy}"
         )

@@ -1,0 +1,337 @@
+"""`ropewalk evaluate` by flags: a checkpoint, a protocol and a text in; one file of numbers out.
+
+Tokens and blocks of scores lie in `OUT.work/` until the file is written, so that the same command
+goes on after an interruption. The file says what its numbers depend on; where it stands with the
+same, nothing is measured again.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import importlib
+import os
+import resource
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ropewalk import __version__
+from ropewalk.base.canonical import digest, leaves, plain
+from ropewalk.base.closure import closure
+from ropewalk.base.files import read_json, sha256_file, write_json
+from ropewalk.base.manifest import ArtifactError, Manifest
+from ropewalk.base.spec import SpecError
+from ropewalk.base.stage import StageError, public_version
+from ropewalk.commands import evaluate_inputs, evaluate_result, evaluate_spec, evaluate_text
+from ropewalk.commands.evaluate_inputs import Model, Prepared, Text
+from ropewalk.commands.evaluate_spec import Named
+from ropewalk.commands.flags import Run, need
+from ropewalk.commands.train_spec import numerics as numerics_of
+from ropewalk.data.encoding import LoadedTokenizer, load
+from ropewalk.data.tokens import Tokens
+from ropewalk.evaluate import cost, stage
+from ropewalk.evaluate.measure import Found, key, measure
+from ropewalk.evaluate.plan import Plan
+from ropewalk.evaluate.spec import EvaluateJob, Harness, Losses, protocol_module
+from ropewalk.evaluate.store import Blocks
+from ropewalk.model import numerics
+from ropewalk.model.readers import depends_on_length, device_of, open_reader
+from ropewalk.train.machine import machine
+
+SCORES = "scores.arrow"
+_LIBRARIES = ("numpy", "tokenizers", "torch", "transformers")
+_CODE = (
+    "ropewalk.data.tokenize",
+    "ropewalk.evaluate.measure",
+    "ropewalk.commands.evaluate_result",
+)
+_STEP = 0  # the only snapshot
+
+
+def evaluate(options: argparse.Namespace, run: Run) -> int:
+    """Measure, write --out, and say what came out.
+
+    Raises:
+        SpecError, StageError, ArtifactError: naming the flag, its value and what would be right.
+    """
+    need(options, "model", "protocol")
+    start = evaluate_inputs.model(options)
+    named = evaluate_spec.protocol(options, start.window_tokens)
+    try:
+        return _evaluate(options, run, start, named)
+    except (SpecError, StageError) as error:
+        raise StageError(evaluate_spec.by_flags(str(error), named=bool(named.name))) from error
+
+
+def _evaluate(options: argparse.Namespace, run: Run, start: Model, named: Named) -> int:
+    spec = _spec(options, start, named)
+    needed = evaluate_spec.reads_text(named.protocol)
+    text, remark = evaluate_inputs.text(options, start, needed=needed)
+    if text.tokens is None:
+        evaluate_inputs.check_tokenizer(options, start)
+    out: Path = options.out
+    work = out.with_name(f"{out.name}.work")
+    if _stands(options, spec, start, text, work, run):
+        return 0
+    with _folder(work, temporary=options.dry_run) as folder:
+        prepared = evaluate_inputs.prepare(options, start, text, folder, run)
+        made = evaluate_inputs.tokenized(prepared, folder, run)
+        tokens, tokenizer = Tokens(made), load(prepared.tokenizer)
+        module = importlib.import_module(protocol_module(spec.protocol))
+        told = evaluate_text.lines(
+            spec=spec,
+            named=named,
+            model=start,
+            text=text,
+            tokens=made,
+            out=out,
+            begun=any((work / "blocks").glob("*")),
+            remarks=[remark] if remark else [],
+        )
+        print(told, flush=True)
+        if options.dry_run:
+            _estimate(spec, start, tokens, tokenizer, module)
+            return 0
+        made_from = _key(spec, start, prepared)
+        blocks = Blocks(folder / "blocks", _without_allow(made_from))
+        clock, load_average = time.monotonic(), os.getloadavg()
+        found = measure(spec, {_STEP: start.folder}, tokens, tokenizer, blocks, module)
+        result = {
+            **evaluate_result.numbers(spec.protocol, found.snapshots[str(_STEP)], spec.seed),
+            **_facts(spec, start, named, prepared, made),
+            "key": made_from,
+            "cost": stage.modelled(found),
+            "measured": {
+                **_measured(spec, found),
+                "wall_seconds": time.monotonic() - clock,
+                "load_average": list(load_average),
+            },
+        }
+        if options.keep and any(found.sources.values()):
+            result["scores"] = str(folder / SCORES)
+            found.write_scores(folder / SCORES, blocks)
+        blocks.remove()
+        write_json(out, result)
+        if not options.keep:
+            shutil.rmtree(folder)
+    print(evaluate_text.headline(result))
+    print(out)
+    return 0
+
+
+def _spec(options: argparse.Namespace, start: Model, named: Named) -> EvaluateJob:
+    """Return what the stage of this name would be given.
+
+    Raises:
+        SpecError, StageError: for a rope or numerics that cannot be.
+    """
+    there = torch.cuda.is_available()
+    device = device_of(options.device or ("cuda" if there else "cpu"))
+    cuda = device.type == "cuda"
+    computed = numerics_of(options, torch.cuda.get_device_capability(device) if cuda else None)
+    if start.architecture is None:
+        if options.attention == "flash":
+            raise SpecError(
+                f"--attention flash: --model {start.name} is read by transformers' own class, "
+                "with sdpa; leave it out"
+            )
+        computed = dataclasses.replace(computed, attention="sdpa")
+    numerics.check(computed, device)
+    at_once = options.sequences_per_forward
+    if at_once is not None and at_once < 1:
+        raise SpecError(f"--sequences-per-forward {at_once} must be at least 1")
+    return EvaluateJob(
+        protocol=named.protocol,
+        rope=evaluate_spec.rope(options, start.architecture, start.rope),
+        numerics=computed,
+        seed=options.seed,
+        device=device.type,
+        **({} if at_once is None else {"sequences_per_forward": at_once}),
+    )
+
+
+@contextlib.contextmanager
+def _folder(work: Path, *, temporary: bool) -> Iterator[Path]:
+    """Yield the work folder; where nothing was measured in a new one, a refusal leaves none."""
+    if temporary:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+        return
+    fresh = not work.exists()
+    try:
+        yield work
+    except (SpecError, StageError, ArtifactError):
+        if fresh and not any((work / "blocks").glob("*.arrow")):
+            shutil.rmtree(work, ignore_errors=True)
+        raise
+
+
+def _key(spec: EvaluateJob, start: Model, prepared: Prepared) -> dict[str, Any]:
+    """Return all that the numbers depend on."""
+    code = closure(*_CODE, protocol_module(spec.protocol))
+    contents = {}
+    if isinstance(spec.protocol, Harness) and spec.protocol.folder is not None:
+        files = sorted(path for path in Path(spec.protocol.folder).rglob("*") if path.is_file())
+        contents["task_files"] = digest([[file.name, sha256_file(file)] for file in files])
+    return {
+        **key(
+            spec,
+            weights=start.weights,
+            config=start.config,
+            tokenizer=prepared.tokenizer_sha256,
+            data=prepared.identity,
+            code=digest(code),
+            **contents,
+        ),
+        "libraries": {name: public_version(metadata.version(name)) for name in _LIBRARIES},
+    }
+
+
+def _without_allow(made_from: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what blocks of scores depend on: what may be left out of a number is no part of it."""
+    protocol = {name: value for name, value in made_from["protocol"].items() if name != "allow"}
+    return {**made_from, "protocol": protocol}
+
+
+def _stands(
+    options: argparse.Namespace,
+    spec: EvaluateJob,
+    start: Model,
+    text: Text,
+    work: Path,
+    run: Run,
+) -> bool:
+    """Return whether --out holds these very numbers, and say so.
+
+    Raises:
+        SpecError: if it holds something else, and --again does not say that it may go.
+    """
+    out: Path = options.out
+    if out.is_dir():
+        raise SpecError(f"--out {out} is a folder; by flags it is a file, such as {out}.json")
+    if not out.exists():
+        return False
+    try:
+        result = read_json(out)
+        stands = plain(result["key"])
+    except (ValueError, KeyError, TypeError):
+        raise SpecError(
+            f"--out {out} exists and is no result of this command; give another file"
+        ) from None
+    if options.again or options.dry_run:
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = evaluate_inputs.prepare(options, start, text, Path(folder), run)
+    here, there = dict(leaves(_key(spec, start, prepared))), dict(leaves(stands))
+    other = [name for name in sorted({*here, *there}) if here.get(name) != there.get(name)]
+    if other:
+        shown = "; ".join(
+            f"{name} {there.get(name, 'not set')} there, {here.get(name, 'not set')} here"
+            for name in other[:3]
+        )
+        raise SpecError(
+            f"--out {out} holds another evaluation ({shown}{'; ...' if len(other) > 3 else ''}); "
+            "give another file, or --again to replace it"
+        )
+    if work.exists() and "scores" not in result:
+        shutil.rmtree(work)  # killed after the file was written
+    print(f"evaluate: unchanged: {out} stands as it is (--again measures anew)")
+    print(evaluate_text.headline(result))
+    print(out)
+    return True
+
+
+def _facts(
+    spec: EvaluateJob, start: Model, named: Named, prepared: Prepared, tokens: Manifest
+) -> dict[str, Any]:
+    """Return what was measured, with what, on what."""
+    rope = spec.rope or start.rope
+    tokenizer = prepared.tokenizer.result
+    stride = getattr(spec.protocol, "stride_tokens", None)
+    return {
+        "protocol": {"name": named.name or spec.protocol.kind, **plain(spec.protocol)},
+        **({} if not hasattr(spec.protocol, "stride_tokens") else {"stride_tokens": stride}),
+        "model": {
+            "path": start.name,
+            "revision": start.revision,
+            "family": start.family,
+            "weights": start.weights,
+            "config_sha256": start.config,
+            "window_tokens": start.window_tokens,
+            "rope": None if rope is None else plain(rope),
+            "rope_given": spec.rope is not None,
+        },
+        "tokenizer": {
+            "sha256": prepared.tokenizer_sha256,
+            "vocabulary_size": tokenizer["vocabulary_size"],
+            "bos": tokenizer["bos"],
+            "eos": tokenizer["eos"],
+        },
+        "data": {
+            "files": prepared.files,
+            "documents": tokens.result["documents"],
+            "tokens": tokens.result["tokens"],
+            "skipped": tokens.result.get("skipped", {}),
+        },
+        "numerics": plain(spec.numerics),
+        "seed": spec.seed,
+        "ropewalk": __version__,
+    }
+
+
+def _measured(spec: EvaluateJob, found: Found) -> dict[str, Any]:
+    """Return what was measured of the work, and of the machine it ran on."""
+    device = device_of(spec.device)
+    cuda = device.type == "cuda"
+    with numerics.applied(spec.numerics, device, weights_change=False):
+        rate = cost.product_rate(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    measured = stage.measured(found)
+    seconds = found.seconds
+    return {
+        **{name: value for name, value in measured.items() if name not in stage.modelled(found)},
+        "tokens_read_per_second": found.tokens_read / seconds if seconds else None,
+        "matrix_products_flops_per_second": rate,
+        "estimated_seconds": None if found.flops is None else found.flops / rate,
+        "peak_memory_bytes": torch.cuda.max_memory_allocated(device) if cuda else peak,
+        "device": machine(device, 1, spec.numerics).device,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _estimate(
+    spec: EvaluateJob,
+    start: Model,
+    tokens: Tokens,
+    tokenizer: LoadedTokenizer,
+    module: Any,
+) -> None:
+    """Print what would be read and what that costs; the model is loaded, nothing is measured."""
+    if isinstance(spec.protocol, Harness):
+        print("evaluate: what the harness asks is known only once it runs")
+        return
+    settings: Mapping[str, Any] = (
+        {"depends_on_length": depends_on_length(start.folder, spec.rope)}
+        if isinstance(spec.protocol, Losses)
+        else {}
+    )
+    planned: Plan = module.plan(spec.protocol, spec.seed, tokens, tokenizer, **settings)
+    for outcome, cases in (("dropped", planned.dropped), ("truncated", planned.truncated)):
+        if cases:
+            allowed = "" if outcome in spec.protocol.allow else f"; needs --allow {outcome}"
+            print(f"evaluate: {len(cases)} cases {outcome}, the first: {cases[0]}{allowed}")
+    progress = cost.Progress(planned, 1)
+    with open_reader(
+        start.folder,
+        rope=spec.rope,
+        numerics=spec.numerics,
+        device=device_of(spec.device),
+        name=start.name,
+    ) as reader:
+        progress.start(reader, cost.flops(reader, planned), snapshots=1)
