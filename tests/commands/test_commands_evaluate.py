@@ -367,7 +367,7 @@ def test_commands_a_protocol_can_be_given_whole(place: Place, tmp_path: Path) ->
         place.llama,
         *("--protocol", "hf_guide", "--stride", "4", "--documents", "6", *flags),
     )
-    protocol = {key: value for key, value in named["protocol"].items() if key != "name"}
+    protocol = named["protocol"]
     (tmp_path / "protocol.json").write_text(json.dumps(protocol))
     for number, given in enumerate([json.dumps(protocol), str(tmp_path / "protocol.json")]):
         found = run(tmp_path / f"{number}.json", place.llama, "--protocol", given, *flags)

@@ -448,6 +448,22 @@ def test_lists_longer_than_the_words_join_them() -> None:
     assert len(counts) > len(words.ALL)
 
 
+def test_no_key_stands_for_two_values() -> None:
+    """Guards: questions with two right answers, in a haystack of thousands of needles."""
+    for task in ("niah_multikey_2", "niah_multikey_3"):
+        haystack = TASKS[task].draw(np.random.default_rng(0), ESSAY).haystack(3000)
+        pairs = re.findall(r"The special \w+ of (\S+) is (\S+)\.", haystack)
+        assert len(pairs) == 3000
+        assert len({key for key, _ in pairs} | {value for _, value in pairs}) == 6000
+
+
+def test_the_pupil_never_lives_where_the_teacher_does() -> None:
+    """Guards: questions over two documents that one document answers."""
+    for seed in range(300):
+        draft = TASKS["qa_2"].draw(np.random.default_rng(seed), ESSAY)
+        assert qa(f"{draft.haystack(40)}\n{draft.question}") == set(draft.references)
+
+
 def test_needles_move_to_where_a_line_begins() -> None:
     """Guards: needles in the middle of a sentence, lost text, order of needles turned round."""
     text = Text("First one. Second one!\nThird line without an end ")

@@ -80,6 +80,10 @@ KINDS = {
         config=hf.LlamaConfig, settings={**GROUPED, "attention_bias": True, "mlp_bias": True}
     ),
     "llama with wide heads": Kind(config=hf.LlamaConfig, settings={**GROUPED, "head_dim": 16}),
+    "llama partly turned": Kind(
+        config=hf.LlamaConfig,
+        settings={**GROUPED, **_rope("default", partial_rotary_factor=0.5)},
+    ),
     "llama yarn untruncated": Kind(
         config=hf.LlamaConfig, settings={**GROUPED, **_rope("yarn", truncate=False, **YARN)}
     ),
@@ -117,6 +121,10 @@ KINDS = {
             "final_logit_softcapping": 5.0,
             "attn_logit_softcapping": 2.0,
         },
+    ),
+    "gemma3": Kind(  # which has sdpa, without the cap
+        config=hf.Gemma3TextConfig,
+        settings={**GROUPED, "head_dim": 8, "sliding_window": 8, "attn_logit_softcapping": 2.0},
     ),
     "granite": Kind(config=hf.GraniteConfig, settings={**GROUPED, "logits_scaling": 7.0}),
     "gpt2": Kind(config=hf.GPT2Config, settings={**SHAPE, "n_positions": WINDOW}, room=WINDOW),

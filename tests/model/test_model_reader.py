@@ -218,8 +218,9 @@ def test_model_reader_opened_in_inference_mode(
         expected = read.losses(tokens, 0, tokens)[0]
     with torch.inference_mode(), reader(tmp_path, numerics=numerics) as inside:
         assert torch.equal(inside.losses(tokens, 0, tokens)[0], expected)
-    with reader(tmp_path, numerics=numerics) as read:
-        assert not any(parameter.is_inference() for parameter in read._model.parameters())
+        weights = list(inside._model.parameters())
+    assert weights
+    assert not any(weight.is_inference() for weight in weights)
 
 
 def test_model_own_flops_are_those_of_the_architecture(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The data of figures by convention, position and distance, and of the tables of accounts."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from report_sample import (
 
 from ropewalk.report import accounts, curves, series
 from ropewalk.report.compare import Sampling
+from ropewalk.report.drawn import Look
+from ropewalk.report.figures_probes import by_convention, by_distance
 from ropewalk.report.quantities import Results
 
 SAMPLING = Sampling(draws=3000, seed=1)
@@ -142,3 +145,38 @@ def test_only_what_was_lost_is_told() -> None:
         (0, 2, 0),
         (1, 2, 0),
     ]
+
+
+LOOK = Look(study="pi", styles={"pi/a": 0})
+JUDGED = {"protocols": {"pi/e": "Measured somehow."}}
+
+
+def height(svg: str, word: str) -> float:
+    """Return how far below the upper edge a word is written."""
+    found = re.search(rf'y="([\d.]+)"[^>]*>{word}</text>', svg)
+    assert found is not None, word
+    return float(found[1])
+
+
+def test_presets_are_drawn_from_the_first_to_the_last() -> None:
+    """Guards against names beside the dots of other presets, and rows outside the axes."""
+    series_of = curves.by_convention(results(STRIP, strip(20.0)), SAMPLING)
+    drawn = by_convention(series_of, JUDGED, LOOK)
+    assert drawn is not None
+    ((heading, svg),) = drawn.panels
+    heights = [height(svg, name) for name in STRIP.presets]
+    assert heights == sorted(heights)
+    assert f"{100 * series_of[0]['spread']:.1f} %" in heading
+    box = re.search(r'viewBox="0 0 [\d.]+ ([\d.]+)"', svg)
+    assert box is not None
+    assert 0 < heights[0] < heights[-1] < float(box[1])
+
+
+def test_a_window_beyond_what_was_measured_is_not_marked() -> None:
+    """Guards against axes stretched to a window that nothing was measured at."""
+    rates = results(RETRIEVAL, retrieval([1.0] * 4))
+    for trained, marked in ((512, True), (1024, True), (4096, False)):
+        drawn = by_distance(curves.by_distance(rates, {"pi/a": (256, trained)}), JUDGED, LOOK)
+        assert drawn is not None
+        ((_, svg),) = drawn.panels
+        assert (f">{trained:,}</text>" in svg) == marked

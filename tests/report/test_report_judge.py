@@ -4,13 +4,22 @@ import dataclasses
 
 import numpy as np
 import pytest
-from report_sample import LOSSES, PERPLEXITY, RETRIEVAL, SLIDING, judge_job
+from report_sample import (
+    LOSSES,
+    PERPLEXITY,
+    RETRIEVAL,
+    SLIDING,
+    judge_job,
+    losses,
+    result,
+)
 
 from ropewalk.base.canonical import plain
 from ropewalk.base.files import read_json
 from ropewalk.base.manifest import MANIFEST, read_manifest
 from ropewalk.base.spec import decode
 from ropewalk.base.stage import Job, StageError
+from ropewalk.model.spec import LinearRope
 from ropewalk.report import judge, series
 from ropewalk.report.conventions import convention
 from ropewalk.report.spec import JudgeJob
@@ -169,6 +178,38 @@ def test_figure_data_holds_every_run_and_step(judged):
         "number": 1000.0,
         "beyond": True,
     }
+
+
+def test_windows_are_those_a_run_was_trained_on(judged):
+    """Guards against a mark at the window of another training."""
+    for key in ("by_distance", "by_position", "copied"):
+        (found,) = [s for s in judged["figures"][key] if s["run"] == "pi/interpolated"]
+        assert (found["pretrained_tokens"], found["trained_tokens"]) == (256, 1024)
+
+
+def test_runs_that_are_measured_differently_are_told_apart():
+    """Guards against one run's contexts or rope under another run's numbers."""
+    longer = dataclasses.replace(LOSSES, contexts={"1x": 256, "8x": 2048})
+    made = {
+        "pi/a": result("pi/a", LOSSES, {0: losses({"1x": 9.0})}),
+        "pi/b": result("pi/b", LOSSES, {0: losses({"1x": 9.0})}),
+        "pi/c": result("pi/c", longer, {0: losses({"1x": 9.0})}),
+        "pi/d": result("pi/d", LOSSES, {0: losses({"1x": 9.0})}),
+    }
+    made["pi/d"]["key"]["rope"] = plain(LinearRope(factor=4.0))
+    empty = judge.Material(evaluations={}, results=None, checks={}, check_results={}, runs={})
+
+    def said(*names) -> str:
+        by_name = {("pi/loss", name): made[name] for name in names}
+        results = judge.Results(study="pi", by_name=by_name)
+        job = judge_job(claims={}, decides=(), tables={}, cells={})
+        return judge.judge(job, dataclasses.replace(empty, results=results))["protocols"]["pi/loss"]
+
+    assert said("pi/a", "pi/b") == said("pi/a")
+    sentence = said("pi/a", "pi/b", "pi/c", "pi/d")
+    assert "pi/a and pi/b: Perplexity" in sentence
+    assert "8x = 2,048" in sentence[sentence.index("pi/c: ") : sentence.index("pi/d: ")]
+    assert "linear (factor 4)" in sentence[sentence.index("pi/d: ") :]
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,10 @@ def test_marks_and_names_of_rows_are_written_where_they_belong():
     assert len(level) == 2
     upper, lower = sorted(level, key=lambda bar: float(bar[1]))
     assert float(upper[2]) < places["300"][0] < float(lower[0])
+    upright = re.findall(r'd="M ([\d.]+) [\d.]+ \nL ([\d.]+) [\d.]+ \n"[^>]*stroke-dasharray', text)
+    assert [float(x) for line in upright for x in line] == pytest.approx(
+        [places["300"][0]] * 2, abs=1
+    )
 
 
 def test_a_band_is_drawn_where_there_is_an_interval():

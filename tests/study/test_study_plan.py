@@ -1,13 +1,16 @@
 """The plan: every artifact once, each with all it needs."""
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from study_samples import DEMO, SHARED, changed, plan, write
 
 from ropewalk.base.canonical import plain
 from ropewalk.base.spec import decode
+from ropewalk.evaluate.spec import EvaluateJob
 from ropewalk.study.plan import Plan
 from ropewalk.study.registry import STAGES
 
@@ -161,6 +164,33 @@ def test_evaluations_take_the_overrides_of_their_runs(demo: Plan) -> None:
         "demo/pi-4x": {**short, "4x": 64},
         "shared/base": short,
     }
+
+
+def test_a_rope_in_place_of_the_runs_reaches_the_stage(tmp_path: Path) -> None:
+    """Guards against a model read as it was trained where the study says otherwise.
+
+    No field of an evaluation may stop at the plan, whatever else is added to one.
+    """
+    changes: dict[Any, Any] = {
+        ("evaluations", "loss", "rope"): {"kind": "yarn", "factor": 2.0},
+        ("evaluations", "loss", "seed"): 7,
+        ("evaluations", "loss", "snapshots"): "all",
+        ("evaluations", "loss", "numerics"): {"precision": "bf16"},
+        ("evaluations", "loss", "device"): "a100-80",
+        ("evaluations", "loss", "sequences_per_forward"): 3,
+        ("evaluations", "loss", "overrides", "longer", "set", "rope.factor"): 4.0,
+    }
+    found = plan(write(tmp_path, demo=changed(DEMO, changes)))
+    factors = {}
+    for node in found.of_stage("evaluate"):
+        job = decode(EvaluateJob, json.loads(found.spec_json(node)))
+        run = f"{node.wildcards['run_study']}/{node.wildcards['run']}"
+        applied = found.evaluation("demo", "loss", run)
+        for field in dataclasses.fields(EvaluateJob):
+            assert getattr(job, field.name) == getattr(applied, field.name), field.name
+        factors[run] = job.rope.factor  # type: ignore[union-attr]
+    assert factors.pop("demo/pi-4x") == 4.0
+    assert set(factors.values()) == {2.0}
 
 
 def test_planning_needs_no_data(tmp_path: Path) -> None:

@@ -67,6 +67,16 @@ def test_report_holds_pages_tables_and_verdicts(tiny: Project) -> None:
         assert any(cell.get("number") is not None for row in cells for cell in row["cells"])
         assert any(cell["printed"] for row in cells for cell in row["cells"])
     assert not [n for n, c in study["claims"].items() if c["outcome"] == "error"]
+    for anchor in ("retrieval-distance", "copy-distance", "position", "conventions", "cost"):
+        assert f'id="{anchor}"' in page
+    for figure in ("by_convention", "by_distance", "by_position", "copied"):
+        assert study["figures"][figure]
+    (strip,) = study["figures"]["by_convention"]
+    assert len(strip["points"]) == 6
+    assert strip["spread"] > 0
+    dropped = {(e["evaluation"], e["dropped"]) for e in study["lost"]}
+    assert dropped == {("position_interpolation/retrieval", 1)}  # the whole context
+    assert "Counted and left out" in page
 
 
 def test_claims_the_scale_promised_are_decided(tiny: Project) -> None:

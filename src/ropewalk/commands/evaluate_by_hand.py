@@ -33,7 +33,7 @@ from ropewalk.commands.evaluate_inputs import Model, Prepared, Text
 from ropewalk.commands.evaluate_spec import Named
 from ropewalk.commands.flags import Run, need
 from ropewalk.commands.train_spec import numerics as numerics_of
-from ropewalk.data.encoding import LoadedTokenizer, load
+from ropewalk.data.encoding import load
 from ropewalk.data.tokens import Tokens
 from ropewalk.evaluate import cost, stage
 from ropewalk.evaluate.measure import Found, key, measure
@@ -82,8 +82,6 @@ def _evaluate(options: argparse.Namespace, run: Run, start: Model, named: Named)
     with _folder(work, temporary=options.dry_run) as folder:
         prepared = evaluate_inputs.prepare(options, start, text, folder, run)
         made = evaluate_inputs.tokenized(prepared, folder, run)
-        tokens, tokenizer = Tokens(made), load(prepared.tokenizer)
-        module = importlib.import_module(protocol_module(spec.protocol))
         told = evaluate_text.lines(
             spec=spec,
             named=named,
@@ -96,28 +94,23 @@ def _evaluate(options: argparse.Namespace, run: Run, start: Model, named: Named)
         )
         print(told, flush=True)
         if options.dry_run:
-            _estimate(spec, start, tokens, tokenizer, module)
+            _estimate(spec, start, made, prepared)
             return 0
         made_from = _key(spec, start, prepared)
         blocks = Blocks(folder / "blocks", _without_allow(made_from))
-        clock, load_average = time.monotonic(), os.getloadavg()
-        found = measure(spec, {_STEP: start.folder}, tokens, tokenizer, blocks, module)
+        found, measured = _measure(spec, start, made, prepared, blocks)
         result = {
             **evaluate_result.numbers(spec.protocol, found.snapshots[str(_STEP)], spec.seed),
             **_facts(spec, start, named, prepared, made),
             "key": made_from,
             "cost": stage.modelled(found),
-            "measured": {
-                **_measured(spec, found),
-                "wall_seconds": time.monotonic() - clock,
-                "load_average": list(load_average),
-            },
+            "measured": measured,
         }
         if options.keep and any(found.sources.values()):
             result["scores"] = str(folder / SCORES)
             found.write_scores(folder / SCORES, blocks)
-        blocks.remove()
         write_json(out, result)
+        blocks.remove()
         if not options.keep:
             shutil.rmtree(folder)
     print(evaluate_text.headline(result))
@@ -285,8 +278,15 @@ def _facts(
     }
 
 
-def _measured(spec: EvaluateJob, found: Found) -> dict[str, Any]:
-    """Return what was measured of the work, and of the machine it ran on."""
+def _measure(
+    spec: EvaluateJob, start: Model, tokens: Manifest, prepared: Prepared, blocks: Blocks
+) -> tuple[Found, dict[str, Any]]:
+    """Return what was found, and what was measured of the work and of the machine it ran on."""
+    clock, load_average = time.monotonic(), os.getloadavg()
+    module = importlib.import_module(protocol_module(spec.protocol))
+    tokenizer = load(prepared.tokenizer)
+    found = measure(spec, {_STEP: start.folder}, Tokens(tokens), tokenizer, blocks, module)
+    wall_seconds = time.monotonic() - clock
     device = device_of(spec.device)
     cuda = device.type == "cuda"
     with numerics.applied(spec.numerics, device, weights_change=False):
@@ -294,8 +294,10 @@ def _measured(spec: EvaluateJob, found: Found) -> dict[str, Any]:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     measured = stage.measured(found)
     seconds = found.seconds
-    return {
+    return found, {
         **{name: value for name, value in measured.items() if name not in stage.modelled(found)},
+        "wall_seconds": wall_seconds,
+        "load_average": list(load_average),
         "tokens_read_per_second": found.tokens_read / seconds if seconds else None,
         "matrix_products_flops_per_second": rate,
         "estimated_seconds": None if found.flops is None else found.flops / rate,
@@ -305,13 +307,7 @@ def _measured(spec: EvaluateJob, found: Found) -> dict[str, Any]:
     }
 
 
-def _estimate(
-    spec: EvaluateJob,
-    start: Model,
-    tokens: Tokens,
-    tokenizer: LoadedTokenizer,
-    module: Any,
-) -> None:
+def _estimate(spec: EvaluateJob, start: Model, tokens: Manifest, prepared: Prepared) -> None:
     """Print what would be read and what that costs; the model is loaded, nothing is measured."""
     if isinstance(spec.protocol, Harness):
         print("evaluate: what the harness asks is known only once it runs")
@@ -321,7 +317,9 @@ def _estimate(
         if isinstance(spec.protocol, Losses)
         else {}
     )
-    planned: Plan = module.plan(spec.protocol, spec.seed, tokens, tokenizer, **settings)
+    module = importlib.import_module(protocol_module(spec.protocol))
+    tokenizer = load(prepared.tokenizer)
+    planned: Plan = module.plan(spec.protocol, spec.seed, Tokens(tokens), tokenizer, **settings)
     for outcome, cases in (("dropped", planned.dropped), ("truncated", planned.truncated)):
         if cases:
             allowed = "" if outcome in spec.protocol.allow else f"; needs --allow {outcome}"

@@ -152,7 +152,8 @@ def _decoded(data: Any) -> Protocol:
     kind = str(data.get("kind")) if isinstance(data, dict) else ""
     if kind not in _KINDS:
         raise SpecError(f"--protocol: kind {kind!r} is unknown; {suggestion(kind, _KINDS)}")
-    found: Protocol = decode(_KINDS[kind], data, ("--protocol",))
+    settings = {key: value for key, value in data.items() if key != "name"}  # of a result's own
+    found: Protocol = decode(_KINDS[kind], settings, ("--protocol",))
     return found
 
 

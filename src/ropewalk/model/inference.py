@@ -186,10 +186,10 @@ class _Sight:
     whole: Callable[..., tuple[torch.Tensor, None]] | None
 
     def turned(self, x: torch.Tensor, places: slice, out: torch.Tensor) -> None:
-        """Turn heads `x`, [B, n, H, d], of places; `out` is fp32, laid out as [B, H, n, d]."""
+        """Turn heads `x`, [B, n, heads * d], of places into `out`, fp32 [B, heads, n, d]."""
         cos, sin = self.cos[places], self.sin[places]
-        half = cos.shape[-1]
-        x, out = x.to(out.dtype), out.transpose(1, 2)
+        half, out = cos.shape[-1], out.transpose(1, 2)
+        x = x.to(out.dtype).unflatten(-1, (-1, out.shape[-1]))
         first, second = x[..., :half], x[..., half : 2 * half]
         torch.mul(first, cos, out=out[..., :half]).addcmul_(second, sin, value=-1)
         torch.mul(second, cos, out=out[..., half : 2 * half]).addcmul_(first, sin)
@@ -218,47 +218,41 @@ def _sight(model: PreTrainedModel, ids: torch.Tensor, last: int) -> _Sight:
 def _advance(x: torch.Tensor, start: int, layer: _Layer, sight: _Sight) -> None:
     """Put rows `x`, [B, T, D], through a layer, in place; places before `start` are only seen."""
     rows, tokens, _ = x.shape
-    heads, low = (-1, layer.dimension), layer.low
-    shape = (rows, layer.kv_heads, tokens, layer.dimension)
-    key, value = x.new_empty(shape), x.new_empty(shape, dtype=low)
+    dimension, scaling = layer.dimension, layer.attention.scaling
+    normed = torch.empty_like(x, dtype=layer.low)
+    key = x.new_empty((rows, layer.kv_heads, tokens, dimension))
+    value = torch.empty_like(key, dtype=layer.low)
     for places in _pieces(x, 0):
-        normed = layer.norm(x[:, places]).to(low)
-        sight.turned(layer.key(normed).unflatten(-1, heads), places, key[:, :, places])
-        value[:, :, places] = layer.value(normed).unflatten(-1, heads).transpose(1, 2)
+        piece = normed[:, places].copy_(layer.norm(x[:, places]))
+        sight.turned(layer.key(piece), places, key[:, :, places])
+        value[:, :, places] = layer.value(piece).unflatten(-1, (-1, dimension)).transpose(1, 2)
 
     def query(places: slice) -> torch.Tensor:
-        piece = layer.query(layer.norm(x[:, places]).to(low)).unflatten(-1, heads)
-        found = x.new_empty((rows, layer.heads, piece.shape[1], layer.dimension))
-        sight.turned(piece, places, found)
+        piece = normed[:, places].contiguous()  # else a product per row
+        found = x.new_empty((rows, layer.heads, piece.shape[1], dimension))
+        sight.turned(layer.query(piece), places, found)
         return found if sight.query_scale is None else found.mul_(sight.query_scale[places])
 
+    whole = None
     if sight.whole is not None:
         where = segments(None, rows, tokens, x.device)
-        all_attended, _ = sight.whole(
-            layer.attention,
-            query(slice(0, tokens)),
-            key,
-            value,
-            None,
-            scaling=layer.attention.scaling,
-            segments=where,
-            string=sight.string,
-        )
+        more = {"scaling": scaling, "segments": where, "string": sight.string}
+        all_queries = query(slice(0, tokens))
+        whole, _ = sight.whole(layer.attention, all_queries, key, value, None, **more)
     for places in _pieces(x, start):
-        if sight.whole is not None:
-            attended = all_attended[:, places]
+        if whole is not None:
+            attended = whole[:, places]  # [B, n, H, d]
         else:
-            end = places.stop
-            attended = lower_right(
-                query(places), key[:, :, :end], value[:, :, :end], layer.attention.scaling
-            ).transpose(1, 2)
+            seen = slice(0, places.stop)
+            attended = lower_right(query(places), key[:, :, seen], value[:, :, seen], scaling)
+            attended = attended.transpose(1, 2)
         piece = x[:, places]
         found = layer.output(attended.flatten(2))
         if layer.parallel:
-            piece += found.add_(layer.ffn(layer.ffn_norm(piece).to(low)))
+            piece += found.add_(layer.ffn(layer.ffn_norm(piece).to(layer.low)))
         else:
             piece += found
-            piece += layer.ffn(layer.ffn_norm(piece).to(low))
+            piece += layer.ffn(layer.ffn_norm(piece).to(layer.low))
 
 
 def _piece_tokens(x: torch.Tensor) -> int:

@@ -59,14 +59,7 @@ def overlaid(below: Tree, above: Tree, add: Add) -> Tree:
         protocol = dict(_protocols(below)).get(name)
         if protocol is not None:
             below = _with_protocol(below, name, _without_given(protocol) or {})
-    above = spelled_out(above, add)
-    merged = merge(below, above)
-    for name, protocol in _protocols(above):  # a preset's null is a value: it removes nothing
-        nulls = {k: v for k, v in protocol.items() if isinstance(v, Given) and v.value is None}
-        if nulls:
-            found = {**merged["evaluations"][name]["protocol"], **nulls}
-            merged = _with_protocol(merged, name, found)
-    return merged
+    return merge(below, spelled_out(above, add))
 
 
 def settled(evaluation: Tree, where: str, add: Add) -> Tree:
