@@ -4,14 +4,17 @@ import dataclasses
 import json
 import math
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -29,8 +32,10 @@ from transformers import (
     PreTrainedModel,
 )
 
-from ropewalk.cli import main
-from ropewalk.evaluate import intervals
+from ropewalk.cli import main, parser
+from ropewalk.commands import evaluate_flags, evaluate_spec
+from ropewalk.evaluate import intervals, presets
+from ropewalk.evaluate.spec import Outcome
 
 STRIDE, COUNT = 8, 8  # COUNT: of the texts
 Json = dict[str, Any]
@@ -450,6 +455,36 @@ def test_commands_probes_bring_their_intervals(place: Place, tmp_path: Path) -> 
         assert (cell["interval"]["low"], cell["interval"]["high"]) == (share.low, share.high)
 
 
+def test_commands_a_model_of_the_hub_is_named_by_its_commit(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against weights that are not fetched, and a result of whatever `main` was that day."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    snapshot = tmp_path / commit
+    asked: list[str] = []
+
+    def download(name: str, *, revision: str, allow_patterns: list[str], **_: Any) -> str:
+        asked.extend([name, revision, *allow_patterns])
+        shutil.copytree(
+            place.llama,
+            snapshot,
+            ignore=lambda folder, names: [
+                n for n in names if not any(fnmatch(n, pattern) for pattern in allow_patterns)
+            ],
+        )
+        return str(snapshot)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    flags = f"--model-revision v1 --protocol pi_sliding --stride 8 --data {place.jsonl}".split()
+    found = run(tmp_path / "r.json", Path("hub:some/llama"), *flags)
+    assert asked[:2] == ["some/llama", "v1"]
+    assert found["model"]["path"] == "hub:some/llama"
+    assert found["model"]["revision"] == commit
+    here = run(tmp_path / "here.json", place.llama, *flags[2:])
+    assert here["model"]["revision"] is None
+    assert (here["key"], here["contexts"]) == (found["key"], found["contexts"])
+
+
 def test_commands_summaries_of_documents_with_one(place: Place, tmp_path: Path) -> None:
     """Guards against a reference that is read with the prompt, or a mean without its spread."""
     rows = [{"body": text, "short": text[:20]} for text in TEXTS[:3]]
@@ -657,6 +692,36 @@ def test_commands_a_killed_evaluation_goes_on(
     assert scored == len(whole["contexts"]) - len(before)  # the others were read
     assert settled(json.loads(out.read_text())) == settled(whole)
     assert not blocks.parent.exists()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/evaluation.md"])
+def test_commands_the_lines_of_the_documentation_are_evaluations(page: str) -> None:
+    """Guards against a page whose lines name flags, presets or settings that are gone."""
+    text = (Path(__file__).parents[2] / page).read_text().replace("\\\n", " ")
+    lines = re.findall(r"^    (?:\$ )?ropewalk (evaluate .*)", text, re.MULTILINE)
+    by_flags = [line for line in lines if "--spec" not in line]
+    assert len(by_flags) >= 2
+    for line in by_flags:
+        options = parser().parse_args(shlex.split(line))
+        assert evaluate_spec.protocol(options, 8192).name == options.protocol
+        assert options.data or not evaluate_spec.reads_text(
+            evaluate_spec.protocol(options, 8192).protocol
+        )
+    for whole in re.findall(r"--protocol '(\{[^']*\})'", text):
+        options = parser().parse_args(["evaluate", "--out", "o", "--protocol", whole])
+        assert evaluate_spec.protocol(options, None).protocol.kind == "sliding_window"
+
+
+def test_commands_every_preset_and_kind_stands_in_the_documentation() -> None:
+    """Guards against a table that lacks what can be asked for."""
+    text = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    names = [*presets.PRESETS, *evaluate_flags.KINDS, *get_args(Outcome)]
+    assert [name for name in names if not re.search(rf"\b{name}\b", text)] == []
+    for name, preset in presets.PRESETS.items():
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{name}` |"))
+        stride = preset.settings.get("stride_tokens")
+        assert stride is None or f"| {stride:,} |" in row
+        assert (preset.settings.get("text") == "stream") == ("one stream" in row)
 
 
 Change = Callable[[Place, Path], list[str]]

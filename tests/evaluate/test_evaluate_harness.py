@@ -303,6 +303,30 @@ def test_log_likelihoods_are_those_of_the_harness_s_own_model(
     assert [x for _, x in found] == [x for _, x in expected]
 
 
+def test_a_continuation_is_greedy_if_all_of_its_tokens_are(
+    model: LlamaForCausalLM, plain: LoadedTokenizer, as_reader
+) -> None:
+    """Guards against an exact match for a first word."""
+
+    def best(ids: list[int]) -> int:
+        with torch.no_grad():
+            return int(model(torch.tensor([ids])).logits[0, -1].argmax())
+
+    pairs, expected = [], []
+    for row in documents(200, seed=4):
+        context = plain.encode(row["question"]).tolist()
+        first = best(context)
+        second = best([*context, first])
+        for last in (second, (second + 7) % WORDS):
+            said = plain.tokenizer.decode([first, last])
+            if plain.encode(row["question"] + said).tolist() == [*context, first, last]:
+                pairs.append((row["question"], said))
+                expected.append(last == second)
+    assert 0 < sum(expected) < len(expected)
+    found = bridge(as_reader(model), plain).loglikelihood(requests_of("loglikelihood", pairs))
+    assert [greedy for _, greedy in found] == expected
+
+
 @pytest.mark.parametrize("until", [[], ["\n"], ["a"], ["the", "e"]])
 def test_answers_are_those_of_the_harness_s_own_model(
     model: LlamaForCausalLM,
@@ -531,13 +555,17 @@ def test_an_answer_stops_where_the_task_says(
 
 def test_a_row_ends_with_its_own_text(model: LlamaForCausalLM, plain: LoadedTokenizer) -> None:
     """Guards against a batch in which one row's end ends the others'."""
-    contexts = ["The grass is green", "Here we go there and", "Remember 10 20 305", "pass key"]
+    random = np.random.default_rng(2)
+    some = [sentence(random, 6) for _ in range(600)]
+    contexts = [text for text in some if len(plain.encode(text)) == 9]
     way = {"max_gen_toks": 16, "until": ["a", "e"]}
-    asked = requests_of("generate_until", [(context, way) for context in contexts])
+    asked = requests_of("generate_until", [(context, way) for context in contexts[:4]])
     alone = [bridge(PlainReader(model), plain).generate_until([one])[0] for one in asked]
     for sequences in (1, 2, 4):
-        made = bridge(PlainReader(model), plain, sequences=sequences)
+        reader = PlainReader(model)
+        made = bridge(reader, plain, sequences=sequences)
         assert made.generate_until(asked[::-1])[::-1] == alone
+        assert {rows for rows, _ in reader.calls} == {sequences}
     assert len({len(text) for text in alone}) > 1
     assert not any(set("ae") & set(text) for text in alone)
 

@@ -179,7 +179,7 @@ def test_every_token_is_scored_exactly_once(
         (spans,) = planned.spans.values()
         scores = dataclasses.replace(scores_of(spans), nll=np.ones(spans.scored.sum()))
         (number,) = planned.summarise({"1x": scores}, {})["contexts"].values()
-        # A text without a window is left out with its first token; one of a single token is dropped.
+        # A text without a window is left out with its first token, one of a single token dropped.
         whole = [
             t for t in texts if len(t) > 1 and t[0] in unpredicted and not set(t) & set(counts)
         ]

@@ -64,7 +64,7 @@ def model_under(name: str, rope: Rope) -> PreTrainedModel:
 
 
 @contextmanager
-def sizes(piece: int, block: int = 128, panel: int = 1024, logits: int = 2**19) -> Iterator[None]:
+def sizes(piece: int, block: int = 128, panel: int = 1024, logits: int = 2**20) -> Iterator[None]:
     """Cut rows into pieces, blocks and panels of other sizes, as rows of other lengths would be."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inference, "PIECE_TOKENS", {"cpu": piece})
@@ -320,9 +320,9 @@ def test_model_inference_attention_of_the_last_tokens(
 
 @pytest.mark.parametrize("panel", [128, 1024])
 @pytest.mark.parametrize("size", [1.0, 3.0])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("dtype", "times"), [(torch.float32, 1.1), (torch.bfloat16, 1.45)])
 def test_model_inference_attention_is_as_exact_as_the_kernel(
-    dtype: torch.dtype, size: float, panel: int
+    dtype: torch.dtype, times: float, size: float, panel: int
 ) -> None:
     """Sums over panels that are kept in bf16, or powers of two that are off."""
     random = torch.Generator().manual_seed(1)
@@ -339,7 +339,8 @@ def test_model_inference_attention_is_as_exact_as_the_kernel(
         found = causal.lower_right(query.float(), key.float(), value, 0.3)
     assert found.dtype == dtype
     error, allowed = (float((t.double() - exact).norm()) for t in (found, kernel))
-    assert error < 2 * allowed
+    # In bf16 it rounds what is attended before it is divided by its sum, and after.
+    assert error < times * allowed
 
 
 def test_model_inference_benchmark_scores_the_same_tokens_in_every_arm() -> None:

@@ -133,13 +133,18 @@ def test_model_reader_without_dynamic_ntk_reads_prefixes_alike(rope: Rope, tmp_p
     """`depends_on_length` False allows one pass for all lengths: shorter ones must be the same."""
     made("llama", tmp_path)
     tokens = ids(2, 3 * WINDOW)
-    assert not depends_on_length(tmp_path, rope)
+    # STRING's shift is chosen for one length, although what it computes is not bound to it.
+    assert depends_on_length(tmp_path, rope) == (rope.kind == "string")
     with reader(tmp_path, rope) as read:
         assert not read.depends_on_length
         whole = read.logits(tokens, 0, 3 * WINDOW)
         for length in (5, 9, 10, 40):
             part = read.logits(tokens[:, :length], 0, length)
             torch.testing.assert_close(part, whole[:, :length], atol=2e-5, rtol=2e-5)
+    grows = LogScaledRope(window_tokens=8, frequencies=DynamicNtkRope(factor=2))
+    assert depends_on_length(tmp_path, grows)
+    with reader(tmp_path, grows) as read:
+        assert read.depends_on_length
 
 
 @pytest.mark.parametrize("kind", [kind for kind, known in KINDS.items() if known.grows])

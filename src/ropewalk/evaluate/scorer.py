@@ -64,10 +64,11 @@ def score(
         first = int(spans.scored_start[one] + before[one]) - 1
         ids, targets = [], []
         for row in rows.tolist():
-            text = np.asarray(document(int(spans.document[row])), dtype=np.int64)
-            read = text[spans.start[row] : spans.end[row]]
+            text = document(int(spans.document[row]))
+            read = np.asarray(text[spans.start[row] : spans.end[row]], dtype=np.int64)
             ids.append(np.concatenate([[opening], read]) if spans.opening[row] else read)
-            targets.append(text[spans.scored_start[row] : spans.scored_end[row]])
+            scored = text[spans.scored_start[row] : spans.scored_end[row]]
+            targets.append(np.asarray(scored, dtype=np.int64))
         losses, hits = reader.losses(
             _tensor(ids, reader), first, _tensor(targets, reader, scored=True)
         )

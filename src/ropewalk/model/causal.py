@@ -29,7 +29,7 @@ BLOCK_TOKENS = 128
 GROUP = 16  # heads times squares: logits of a group and block stay in caches
 LEAST_BLOCK_TOKENS = 16  # where many heads share a key
 PANEL_TOKENS = 1024
-LOGITS_OF_A_THREAD = 2**19  # of a group, block and panel: 2 MiB of fp32
+LOGITS_OF_A_THREAD = 2**20  # of a group, block and panel: 4 MiB of fp32
 
 
 def suits(query: torch.Tensor) -> bool:

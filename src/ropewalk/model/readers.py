@@ -17,7 +17,7 @@ from ropewalk.model.numerics import applied
 from ropewalk.model.own import Own
 from ropewalk.model.reader import Reader
 from ropewalk.model.rope import frequencies_of
-from ropewalk.model.spec import DynamicNtkRope, Numerics, Rope
+from ropewalk.model.spec import DynamicNtkRope, Numerics, Rope, StringRope
 from ropewalk.model.weights import files
 
 
@@ -61,6 +61,7 @@ def open_reader(
         # Parameters made in inference mode could not be read outside of it.
         with torch.inference_mode(False):
             found = _config(folder)
+            files(folder)  # refuses a folder without weights
             reader: Reader
             if _builds(found):
                 reader = Own(load(folder, rope, numerics, device), numerics, called)
@@ -71,25 +72,27 @@ def open_reader(
 
 
 def depends_on_length(folder: Path, rope: Rope | None) -> bool:
-    """Return what `Reader.depends_on_length` of a folder under `rope` will be, without weights.
+    """Return whether numbers at one length say nothing about another, without weights.
+
+    As `Reader.depends_on_length`, and under STRING, whose shift is chosen for one length.
 
     Raises:
         StageError: for a folder without a model.
     """
     found = _config(folder)
-    if _builds(found):
-        return isinstance(frequencies_of(rope or rope_of(found)), DynamicNtkRope)
-    return _grows(found.to_dict())
+    if not _builds(found):
+        return _grows(found.to_dict())
+    used = rope or rope_of(found)
+    return isinstance(used, StringRope) or isinstance(frequencies_of(used), DynamicNtkRope)
 
 
 def _config(folder: Path) -> Any:
-    """Return the config of a folder that has one, and weights beside it."""
+    """Return the config of a folder that has one."""
     if not (folder / "config.json").is_file():
         problem = "has no config.json" if folder.is_dir() else "does not exist"
         raise StageError(
             f"{folder} {problem}: a model is a folder of transformers' save_pretrained"
         )
-    files(folder)
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (ValueError, KeyError, OSError) as error:
