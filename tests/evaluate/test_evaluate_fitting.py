@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from ropewalk.evaluate.fitting import exact, most
 
 # steps of a count from one size to the next: mostly 0, some up, few down, as when text is cut
-STEPS = st.lists(st.sampled_from([0, 0, 0, 1, 1, 2, -1]), min_size=1, max_size=30)
+STEPS = st.lists(st.sampled_from([0, 0, 0, 1, 1, 2, -1]), min_size=1, max_size=20)
 
 
-def counts(steps: list[int], sizes: int = 4000) -> np.ndarray:
+def counts(steps: list[int], sizes: int = 40_000) -> np.ndarray:
     repeated = np.resize(steps, sizes)
     return np.cumsum(repeated) + 10
 

@@ -122,7 +122,7 @@ KINDS = {
             "attn_logit_softcapping": 2.0,
         },
     ),
-    "gemma3": Kind(  # which has sdpa, without the cap
+    "gemma3": Kind(  # a rope for each type of layer
         config=hf.Gemma3TextConfig,
         settings={**GROUPED, "head_dim": 8, "sliding_window": 8, "attn_logit_softcapping": 2.0},
     ),

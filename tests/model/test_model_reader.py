@@ -347,6 +347,14 @@ def test_model_own_config_that_was_changed_is_not_read_otherwise(tmp_path: Path)
         opening(tmp_path)
 
 
+def test_model_foreign_leaves_capped_attention_to_eager(tmp_path: Path) -> None:
+    """Versions of transformers whose sdpa forgets the cap say nothing and are a little off."""
+    for kind, attention in (("gemma3", "eager"), ("gemma2", "eager"), ("qwen2", "sdpa")):
+        made(kind, tmp_path / kind)
+        with reader(tmp_path / kind) as read:
+            assert read._model.config._attn_implementation == attention
+
+
 def test_model_foreign_loss_that_is_no_number(tmp_path: Path) -> None:
     """A run that diverged must be reported as that, not as a model that sees the future."""
     model = made("qwen2")
