@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from ropewalk.base.stage import StageError
 from ropewalk.data.encoding import LoadedTokenizer
 from ropewalk.data.tokens import Tokens
 from ropewalk.evaluate import copying
+from ropewalk.evaluate.filler import corpus_tokens
 from ropewalk.evaluate.plan import Plan
 from ropewalk.evaluate.scorer import Scores, score
 from ropewalk.evaluate.spec import CopyProbe
@@ -230,6 +231,23 @@ def test_tokens_have_the_frequencies_of_the_corpus(tmp_path: Path) -> None:
     # running text would repeat a token most of the time
     repeated = np.mean([np.diff(planned.document(i)[1:10]) == 0 for i in range(400)])
     assert repeated == pytest.approx(0.6**2 + 0.3**2 + 0.1**2, abs=0.05)
+
+
+def test_of_a_large_corpus_only_the_beginning_is_read(tmp_path: Path) -> None:
+    """Guards: a corpus of a billion tokens read for filler; limits passed by a document."""
+    words = loaded("byte level", tmp_path / "words")
+
+    class Counting:
+        count = 1000
+        asked: ClassVar[list[int]] = []
+
+        def document(self, index: int) -> np.ndarray:
+            self.asked.append(index)
+            return np.array([0, *range(30, 40), 1])
+
+    found = corpus_tokens(Counting(), words, limit=25)  # type: ignore[arg-type]
+    assert [len(ids) for ids in found] == [10, 10, 5]
+    assert Counting.asked == [0, 1, 2]
 
 
 def test_losses_that_are_not_finite_copy_nothing(

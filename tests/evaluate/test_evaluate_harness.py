@@ -7,6 +7,7 @@ import math
 import random
 import re
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -217,13 +218,16 @@ def test_it_finds_what_the_harness_finds_with_its_own_model(
         tmp_path / "model", rope=None, numerics=Numerics(), device=torch.device("cpu")
     ) as reader:
         found = harness.run(
-            Harness(tasks=(task,), folder=str(tmp_path / "tasks")),
+            Harness(
+                tasks=(task,),
+                folder=str(tmp_path / "tasks"),
+                context_tokens=32 if task == "rolling" else None,
+            ),
             reader,
             words,
             seed=7,
             work_folder=tmp_path / "work",
             sequences=4,
-            context_tokens=32 if task == "rolling" else None,
         )
     cell = found["cells"][task]
     results, samples = expected["results"][task], expected["samples"][task]
@@ -612,10 +616,31 @@ def test_ways_of_decoding_there_are_none_of_are_refused(asked: dict, named: str)
 # Whole runs.
 
 
+class Watched(LoadedTokenizer):
+    """Remembers the texts it encoded."""
+
+    texts: list[str]
+
+    def encode(self, text: str) -> np.ndarray:
+        self.texts.append(text)
+        return super().encode(text)
+
+
+def watched(tmp_path: Path) -> Watched:
+    """Return the tokenizer that the fixture `plain` left."""
+    facts = {"vocabulary_size": WORDS, "bos": BOS, "eos": EOS}
+    words = Watched(tmp_path / "tokenizer" / "tokenizer.json", facts)
+    words.texts = []
+    return words
+
+
+_PROTOCOL = ("shots", "limit", "allow", "context_tokens")
+
+
 def run(
     tmp_path: Path, model: LlamaForCausalLM, words: LoadedTokenizer, *tasks: str, **more: Any
 ) -> dict[str, Any]:
-    settings = {name: more.pop(name) for name in ("shots", "limit", "allow") if name in more}
+    settings = {name: more.pop(name) for name in _PROTOCOL if name in more}
     protocol = Harness(tasks=tasks, folder=str(tmp_path / "tasks"), **settings)
     given = {"seed": 7, "work_folder": tmp_path / "work", **more}
     return harness.run(protocol, PlainReader(model), words, **given)
@@ -734,17 +759,9 @@ def test_no_document_is_an_example_for_itself(
         with pytest.raises(StageError, match="draws examples from the documents it asks"):
             run(tmp_path, model, plain, "choice", shots=2)
         return
-    prompts: list[str] = []
-
-    class Watched(LoadedTokenizer):
-        def encode(self, text: str) -> np.ndarray:
-            prompts.append(text)
-            return super().encode(text)
-
-    facts = {"vocabulary_size": WORDS, "bos": BOS, "eos": EOS}
-    words = Watched(tmp_path / "tokenizer" / "tokenizer.json", facts)
+    words = watched(tmp_path)
     run(tmp_path, model, words, "choice", shots=2)
-    asked = [text for text in prompts if text.count("Question:") == 3]
+    asked = [text for text in words.texts if text.count("Question:") == 3]
     assert len(asked) > 8
     if "other" not in splits.values():  # which has the same rows
         for text in asked:
@@ -897,15 +914,16 @@ def test_race_asks_every_question_by_itself(
     tmp_path: Path, model: LlamaForCausalLM, plain: LoadedTokenizer, level: str
 ) -> None:
     """Guards against a task file that reads the data set's fields wrongly."""
+    random = np.random.default_rng(6)
     rows = [
         {
-            "example_id": f"{level}{n}.txt",
-            "article": f"The grass is green {n}.",
-            "question": "What is the sky?",
-            "options": ["blue", "green", "irrelevant text", "hidden"],
-            "answer": "ABCD"[n % 4],
+            "example_id": f"{level}{n // 3}.txt",
+            "article": sentence(random, 30),
+            "question": sentence(random, 9),
+            "options": [sentence(random, 4) for _ in range(4)],
+            "answer": "ABCD"[int(random.integers(4))],
         }
-        for n in range(6)
+        for n in range(60)
     ]
     data = tmp_path / "race.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -923,9 +941,12 @@ def test_race_asks_every_question_by_itself(
             }
         )
     )
-    cell = run(tmp_path, model, plain, "local")["cells"]["local"]
+    words = watched(tmp_path)
+    cell = run(tmp_path, model, words, "local")["cells"]["local"]
+    right: Counter[str] = Counter()
     for row, score in zip(rows, cell["scores"], strict=True):
         prompt = f"Article: {row['article']}\n\nQuestion: {row['question']}\nAnswer:"
+        assert prompt in words.texts
         start = len(plain.encode(prompt))
         sums = []
         for option in row["options"]:
@@ -934,5 +955,7 @@ def test_race_asks_every_question_by_itself(
                 logs = torch.log_softmax(model(torch.tensor([ids])).logits[0], -1)
             sums.append(sum(float(logs[i - 1, ids[i]]) for i in range(start, len(ids))))
         assert score == (int(np.argmax(sums)) == "ABCD".index(row["answer"]))
+        right[row["answer"]] += int(score)
+    assert all(right[letter] for letter in "ABCD")
     config = yaml.safe_load((harness.OWN_TASKS / f"race_{level}.yaml").read_text())
     assert config["dataset_name"] == level

@@ -23,6 +23,7 @@ REPLIES = [
     (" one two three", False, False),
     ("", False, False),
     (" \u0661\u0662\u0663\u0664\u0665", False, False),
+    (" \u0661\u0662 or 12345", True, True),
     (" 1" + "0" * 5000, False, False),
 ]
 

@@ -87,6 +87,8 @@ def test_tokens_that_are_just_enough_are_enough(top_p: float, expected: list[int
     numbers = torch.arange(size, dtype=torch.float64) / size  # where a token's share begins
     logits = torch.zeros(size, 4)  # of 0.25 each
     assert nucleus(logits, 0.5, top_p, numbers).tolist() == expected
+    end = torch.tensor([1 - 2**-53], dtype=torch.float64)
+    assert nucleus(logits[:1], 0.5, top_p, end).tolist() == expected[-1:]
 
 
 @pytest.mark.parametrize("number", [0.0, 0.5, 1 - 2**-53])

@@ -126,6 +126,21 @@ KINDS = {
         config=hf.Gemma3TextConfig,
         settings={**GROUPED, "head_dim": 8, "sliding_window": 8, "attn_logit_softcapping": 2.0},
     ),
+    "gemma3n": Kind(  # another table, with as many rows as the window has tokens
+        config=hf.Gemma3nTextConfig,
+        settings={
+            **GROUPED,
+            "head_dim": 8,
+            "vocab_size_per_layer_input": WINDOW,
+            "hidden_size_per_layer_input": 8,
+            "laurel_rank": 4,
+            "num_kv_shared_layers": 0,
+            "sliding_window": 8,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "activation_sparsity_pattern": [0.0, 0.0],
+            "altup_num_inputs": 2,
+        },
+    ),
     "granite": Kind(config=hf.GraniteConfig, settings={**GROUPED, "logits_scaling": 7.0}),
     "gpt2": Kind(config=hf.GPT2Config, settings={**SHAPE, "n_positions": WINDOW}, room=WINDOW),
     "opt": Kind(

@@ -46,6 +46,7 @@ _FIELDS: Mapping[str, Mapping[str, str]] = {  # kind -> field -> the flag that s
         "tasks": "tasks",
         "shots": "shots",
         "limit": "documents",
+        "context_tokens": "context",
         "folder": "task_folder",
     },
 }

@@ -49,7 +49,6 @@ def run(
     seed: int,
     work_folder: Path,
     sequences: int = 8,
-    context_tokens: int | None = None,
 ) -> Json:
     """Return the snapshot of one model: a cell per task, counted outcomes, what it was made with.
 
@@ -59,8 +58,7 @@ def run(
     `metrics` are all numbers of the harness for the task, `task_hash` is of documents, prompts and
     targets, as it computes it, `stderr` the standard error of an unweighted mean.
 
-    `context_tokens` is the longest text that is read and the window of rolling likelihoods; None:
-    what the model has room for. Data sets are kept where HF_DATASETS_CACHE or HF_HOME say, else in
+    Data sets are kept where HF_DATASETS_CACHE or HF_HOME say, else in
     `work_folder`. Texts that are read together, `sequences` at most, are of one length.
 
     Raises:
@@ -82,7 +80,7 @@ def run(
         tokenizer,
         seed=seed,
         sequences=sequences,
-        context_tokens=context_tokens,
+        context_tokens=protocol.context_tokens,
         allow=protocol.allow,
     )
     with _warnings() as warnings, _random_states(seed), _data_sets(work_folder):

@@ -22,7 +22,7 @@ def tokens(reply: Sequence[int], answer: Sequence[int]) -> bool:
 
 
 def first_integer(reply: str, key: str) -> bool:
-    """Return whether the first integer in the reply is the key, by value (PoSE, YaRN)."""
+    """Return whether the first integer (of digits 0 to 9) is the key, by value (PoSE, YaRN)."""
     found = _INTEGER.search(reply)
     return found is not None and found[0].lstrip("0") == key.lstrip("0")
 

@@ -277,7 +277,12 @@ def _harness(
             clock = time.monotonic()
             with _reader(spec, folder, step) as reader:
                 found = module.run(
-                    spec.protocol, reader, tokenizer, seed=spec.seed, work_folder=path.parent
+                    spec.protocol,
+                    reader,
+                    tokenizer,
+                    seed=spec.seed,
+                    work_folder=path.parent,
+                    sequences=spec.sequences_per_forward,
                 )
             write_json(path, {"found": found, "seconds": time.monotonic() - clock})
         block = read_json(path)

@@ -69,7 +69,7 @@ class SlidingWindow:
 
     kind: Literal["sliding_window"] = "sliding_window"
     contexts: Mapping[str, int]  # label -> tokens of a window
-    stride_tokens: int | None  # None: one window, the beginning of the text ("truncated")
+    stride_tokens: int | None = None  # None: one window, the beginning of the text ("truncated")
     documents: int | None = None  # the first ones, in corpus order; None: all
     minimum_tokens: int = 0  # shorter documents are left out
     cut_tokens: int | None = None  # documents are cut to this length
@@ -282,6 +282,9 @@ class Harness:
     tasks: tuple[str, ...]  # names of the papers (`harness.NAMES`) or of the harness
     shots: int = 0
     limit: int | None = None  # documents of each task; None: all
+    context_tokens: int | None = None
+    # the longest text that is read; a longer prompt counts as truncated, a document is scored in
+    # windows of as many. None: what the model can read at all
     folder: str | None = dataclasses.field(default=None, metadata=EXECUTION)
     # of task files of your own
     allow: tuple[Outcome, ...] = ()
@@ -289,6 +292,8 @@ class Harness:
     def __post_init__(self) -> None:
         if not self.tasks:
             raise ValueError("tasks is empty: name at least one")
+        _at_least(1, limit=self.limit, context_tokens=self.context_tokens)
+        _at_least(0, shots=self.shots)
 
 
 Losses = SameTokens | SlidingWindow | PositionCurve | Conventions

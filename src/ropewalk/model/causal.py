@@ -28,7 +28,7 @@ SHORTEST_TOKENS, LONGEST_TOKENS = 64, 768  # where it is faster than torch's ker
 BLOCK_TOKENS = 128
 GROUP = 16  # heads times squares: logits of a group and block stay in caches
 LEAST_BLOCK_TOKENS = 16  # where many heads share a key
-PANEL_TOKENS = 1024
+LONGEST_BLOCKED_TOKENS, KERNEL_TOKENS = 1024, 768  # more keys for as many queries: torch's kernel
 LOGITS_OF_A_THREAD = 2**20  # of a group, block and panel: 4 MiB of fp32
 
 
@@ -52,64 +52,74 @@ def lower_right(
     """Return the attention of the last n tokens of rows, [S, H, n, D] in the dtype of `value`.
 
     `query` is [S, H, n, D], `key` and `value` are [S, G, T, D] with T >= n; query i sees the keys
-    0, ..., T - n + i. On a CPU logits are products in the dtype of `query` and `key`.
+    0, ..., T - n + i. Gradients do not pass.
     """
-    tokens, shared = query.shape[2], query.shape[1] // key.shape[1]
+    tokens, keys = query.shape[2], key.shape[2]
     if query.device.type != "cpu":
-        low = value.dtype
-        k, v = (tensor.to(low).repeat_interleave(shared, dim=1) for tensor in (key, value))
-        bias = causal_lower_right(tokens, k.shape[2])
-        return scaled_dot_product_attention(query.to(low), k, v, attn_mask=bias, scale=scaling)
+        q, k = query.to(value.dtype), key.to(value.dtype)
+        bias = causal_lower_right(tokens, keys)
+        k, v = _repeated(q, k), _repeated(q, value)
+        return scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scaling)
+    if keys > LONGEST_BLOCKED_TOKENS and tokens >= KERNEL_TOKENS:
+        return _by_kernel(query.to(value.dtype), key.to(value.dtype), value, scaling)
+    return _by_block(query * scaling, key, value)
+
+
+def _by_kernel(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+) -> torch.Tensor:
+    """Attend by torch's kernel, to keys that every query sees and to a square of the others.
+
+    With l the log-sum-exp of each, the two merge as sigmoid(l1 - l2) o1 + sigmoid(l2 - l1) o2.
+    """
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    before = key.shape[2] - query.shape[2]
+    k, v = (_repeated(query, tensor[:, :, before:]) for tensor in (key, value))
+    output, lse = kernel(query, k, v, is_causal=True, scale=scaling)
+    if before == 0:
+        return output
+    # Nothing is hidden from any query here: heads that share a key lie one after the other.
+    q = query.unflatten(1, (key.shape[1], -1)).flatten(2, 3)
+    k, v = key[:, :, :before], value[:, :, :before]
+    earlier, earlier_lse = (t.view_as(o) for t, o in zip(kernel(q, k, v, scale=scaling), (output, lse)))
+    weight = (lse - earlier_lse).sigmoid()[..., None]
+    return torch.lerp(earlier.to(weight.dtype), output.to(weight.dtype), weight).to(value.dtype)
+
+
+def _by_block(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Attend block by block, as `causal` does; logits are products of `query` and `key`."""
+    tokens, shared = query.shape[2], query.shape[1] // key.shape[1]
     # Heads that share a key are the rows of one product: [S * G, r, n, D].
-    q = (query * (scaling / math.log(2))).unflatten(1, (-1, shared)).flatten(0, 1)
+    q = query.unflatten(1, (-1, shared)).flatten(0, 1)
     k, v = key.flatten(0, 1), value.flatten(0, 1)
     output = v.new_empty(q.shape)
-    block = min(tokens, max(LEAST_BLOCK_TOKENS, BLOCK_TOKENS // shared))
+    block = max(LEAST_BLOCK_TOKENS, BLOCK_TOKENS // shared)
     later = q.new_full((block, block), -torch.inf).triu_(1)
-    logits = shared * block * min(k.shape[1], PANEL_TOKENS)
+    logits = shared * min(tokens, block) * k.shape[1]
     group = max(1, min(len(q), torch.get_num_threads() * LOGITS_OF_A_THREAD // logits))
     memory = q.new_empty(group * logits)
-    for start, first in itertools.product(range(0, tokens, block), range(0, len(q), group)):
-        end, some = min(tokens, start + block), slice(first, first + group)
-        asking, seen = q[some, :, start:end], k.shape[1] - tokens + end
-        unseen = later[: end - start, : end - start]
-        output[some, :, start:end] = _last(asking, k[some, :seen], v[some, :seen], unseen, memory)
+    # Blocks begin at multiples of their size, wherever the queries do: oneDNN makes and keeps code
+    # for every shape of a product.
+    before = k.shape[1] - tokens
+    for place in range(before // block * block, k.shape[1], block):
+        first, end = max(place, before), min(place + block, k.shape[1])
+        size = end - first
+        for start in range(0, len(q), group):
+            some = slice(start, start + group)
+            asking = q[some, :, first - before : end - before].flatten(1, 2)  # [N, r * n, D]
+            shape = (len(asking), shared * size, end)
+            found = torch.bmm(asking, k[some, :end].mT, out=memory[: math.prod(shape)].view(shape))
+            found.unflatten(1, (shared, size))[..., first:] += later[:size, :size]
+            weights = torch.softmax(found, -1, out=found).to(v.dtype)
+            attended = torch.bmm(weights, v[some, :end]).unflatten(1, (shared, size))
+            output[some, :, first - before : end - before] = attended
     return output.view(query.shape)
 
 
-def _last(
-    query: torch.Tensor,  # [N, r, n, D], of the last n tokens, for logits in units of log 2
-    key: torch.Tensor,  # [N, T, D]
-    value: torch.Tensor,  # [N, T, D]
-    unseen: torch.Tensor,  # [n, n], added to the logits of the last n keys
-    memory: torch.Tensor,  # for the logits of a panel
-) -> torch.Tensor:
-    """Return attention [N, r, n, D]."""
-    heads, shared, tokens, _ = query.shape
-    seen = key.shape[1]
-    own = seen - tokens  # the first key that some queries do not see
-    q = query.flatten(1, 2)  # [N, r * n, D]
-    panel = -(-seen // -(-seen // PANEL_TOKENS))  # all about as wide
-    output = total = highest = q.new_zeros(())
-    for start in range(0, seen, panel):
-        end = min(seen, start + panel)
-        shape = (heads, shared * tokens, end - start)
-        logits = torch.bmm(q, key[:, start:end].mT, out=memory[: math.prod(shape)].view(shape))
-        if end > own:
-            begin = max(start, own)
-            square = logits.unflatten(1, (shared, tokens))[..., begin - start :]
-            square += unseen[:, begin - own : end - own]
-        before, highest = highest, logits.amax(-1, keepdim=True)
-        if start:
-            highest = torch.maximum(highest, before)
-        weights = logits.sub_(highest).exp2_()
-        here = weights.sum(-1, keepdim=True)
-        found = torch.bmm(weights.to(value.dtype), value[:, start:end])
-        if start:
-            kept = (before - highest).exp2_()
-            found, here = (output * kept).add_(found), (total * kept).add_(here)
-        output, total = found, here
-    return output.div_(total).unflatten(1, (shared, tokens))
+def _repeated(query: torch.Tensor, shared: torch.Tensor) -> torch.Tensor:
+    """Repeat the heads of keys or values [S, G, T, D] until there are as many as of the query."""
+    groups = query.shape[1] // shared.shape[1]
+    return shared.repeat_interleave(groups, dim=1) if groups > 1 else shared
 
 
 def _blocks(heads: int, tokens: int) -> Iterator[tuple[slice, int, int]]:

@@ -296,13 +296,14 @@ def _summaries(protocol: Json) -> str:
 
 
 def _harness(protocol: Json) -> str:
-    limit = protocol.get("limit")
+    limit, longest = protocol.get("limit"), protocol.get("context_tokens")
     return (
         f"Tasks of lm-evaluation-harness with {count(protocol['shots'], 'example')} in the prompt: "
         f"{listed(list(protocol['tasks']))}, "
         f"{'all documents' if limit is None else f'the first {limit:,} documents'} of each; a "
         "score is the mean over documents of the metric the papers report, or else of the task's "
         "first (nats for perplexities)."
+        + ("" if longest is None else f" Texts of up to {longest:,} tokens are read.")
     )
 
 
