@@ -166,7 +166,8 @@ def test_one_forward_gives_every_context(
     folder: Path, words: LoadedTokenizer, documents: Documents, rope: Rope
 ) -> None:
     """Guards: sharing a forward where it changes the number."""
-    assert not depends_on_length(folder, rope)
+    # STRING, whose shift is chosen for one length, is not planned so, although it would be exact.
+    assert depends_on_length(folder, rope) == isinstance(rope, StringRope)
     planned = losses.plan(PositionCurve(contexts=CONTEXTS), 0, documents, words)
     assert planned.sequences == 4
     together = read(folder, rope, planned)
