@@ -64,18 +64,22 @@ def model_under(name: str, rope: Rope) -> PreTrainedModel:
 
 
 @contextmanager
-def sizes(piece: int, block: int = 128, panel: int = 1024, logits: int = 2**20) -> Iterator[None]:
-    """Cut rows into pieces, blocks and panels of other sizes, as rows of other lengths would be."""
+def sizes(
+    piece: int, block: int = 128, logits: int = 2**20, kernel: bool = False
+) -> Iterator[None]:
+    """Cut rows into pieces and blocks of other sizes, or attend as in longer rows."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inference, "PIECE_TOKENS", {"cpu": piece})
         patch.setattr(causal, "BLOCK_TOKENS", block)
         patch.setattr(causal, "LEAST_BLOCK_TOKENS", min(block, causal.LEAST_BLOCK_TOKENS))
-        patch.setattr(causal, "PANEL_TOKENS", panel)
         patch.setattr(causal, "LOGITS_OF_A_THREAD", logits)
+        if kernel:
+            patch.setattr(causal, "FEW_KEYS", 0)
+            patch.setattr(causal, "MANY_QUERIES", 1)
         yield
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     name=st.sampled_from(sorted(MODELS)),
     rope=st.sampled_from(ROPES),
@@ -85,14 +89,23 @@ def sizes(piece: int, block: int = 128, panel: int = 1024, logits: int = 2**20) 
     behind=st.integers(0, 40),
     piece=st.sampled_from([13, 100, 1024]),
     block=st.sampled_from([20, 128]),
+    kernel=st.booleans(),
 )
 def test_model_inference_states_are_those_of_the_forward(
-    name: str, rope: Rope, rows: int, before: int, count: int, behind: int, piece: int, block: int
+    name: str,
+    rope: Rope,
+    rows: int,
+    before: int,
+    count: int,
+    behind: int,
+    piece: int,
+    block: int,
+    kernel: bool,
 ) -> None:
     """A perplexity of another model: a rope, place or row that only the fast way gets wrong."""
     model = model_under(name, rope)
     given_ids = ids(rows, before + count + behind, seed=before)
-    with sizes(piece, block, panel=50), torch.inference_mode():
+    with sizes(piece, block, kernel=kernel), torch.inference_mode():
         found = states(model, given_ids, before, count)
         expected = hidden(model, given_ids, None)[:, before : before + count]
     torch.testing.assert_close(found, expected, atol=3e-5, rtol=1e-4)
@@ -185,7 +198,7 @@ def test_model_inference_memory_of_a_long_row(name: str) -> None:
     """A long row whose feed-forward network or logits exist whole runs out of memory."""
     architecture = dataclasses.replace(MODELS[name], ffn=40 * 32)
     model, tokens = small(architecture), 500
-    with torch.no_grad(), sizes(50, panel=256, logits=2**12), Watched() as watched:
+    with torch.no_grad(), sizes(50, logits=2**12), Watched() as watched:
         found = states(model, ids(1, tokens), 0, tokens)
     stream = tokens * architecture.hidden
     assert max(call[2].numel() for call in watched.calls) <= max(stream, 50 * architecture.ffn)
@@ -277,7 +290,7 @@ def test_model_inference_of_equal_words_the_first_is_the_choice() -> None:
     assert hit.tolist() == [[True, False, False, False, False]]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     squares=st.integers(1, 3),
     groups=st.integers(1, 3),
@@ -285,7 +298,7 @@ def test_model_inference_of_equal_words_the_first_is_the_choice() -> None:
     tokens=st.integers(1, 60),
     before=st.integers(0, 100),
     block=st.sampled_from([1, 16, 50]),
-    panel=st.sampled_from([1, 33, 1000]),
+    kernel=st.booleans(),
     logits=st.sampled_from([1, 2**12, 2**20]),
     size=st.sampled_from([1.0, 30.0]),
 )
@@ -296,11 +309,11 @@ def test_model_inference_attention_of_the_last_tokens(
     tokens: int,
     before: int,
     block: int,
-    panel: int,
+    kernel: bool,
     logits: int,
     size: float,
 ) -> None:
-    """A panel, block or group at whose edge a key is missed, or one from the future is seen."""
+    """A block or group at whose edge a key is missed, or one from the future is seen."""
     random = torch.Generator().manual_seed(before)
 
     def drawn(*shape: int) -> torch.Tensor:
@@ -308,7 +321,7 @@ def test_model_inference_attention_of_the_last_tokens(
 
     query = drawn(squares, groups * shared, tokens, 4) * size
     key, value = (drawn(squares, groups, before + tokens, 4) for _ in range(2))
-    with sizes(1024, block, panel, logits):
+    with sizes(1024, block, logits, kernel):
         found = causal.lower_right(query, key, value, 0.3)
     whole_key, whole_value = (t.repeat_interleave(shared, dim=1) for t in (key, value))
     seen = torch.ones(tokens, before + tokens, dtype=torch.bool).tril(before)
@@ -318,29 +331,28 @@ def test_model_inference_attention_of_the_last_tokens(
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("panel", [128, 1024])
+@pytest.mark.parametrize("before", [0, 900])
 @pytest.mark.parametrize("size", [1.0, 3.0])
-@pytest.mark.parametrize(("dtype", "times"), [(torch.float32, 1.1), (torch.bfloat16, 1.45)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_model_inference_attention_is_as_exact_as_the_kernel(
-    dtype: torch.dtype, times: float, size: float, panel: int
+    dtype: torch.dtype, size: float, before: int
 ) -> None:
-    """Sums over panels that are kept in bf16, or powers of two that are off."""
-    random = torch.Generator().manual_seed(1)
+    """Logits or merged results that are rounded to bf16."""
+    random, tokens = torch.Generator().manual_seed(1), 800
     query, key, value = (
-        torch.randn(2, 4, 700, 32, generator=random).mul_(size).to(dtype) for _ in range(3)
+        torch.randn(2, 4, before + tokens, 32, generator=random).mul_(size).to(dtype)
+        for _ in range(3)
     )
     exact, kernel = (
         scaled_dot_product_attention(
             query.to(t), key.to(t), value.to(t), is_causal=True, scale=0.3
-        ).double()
+        ).double()[:, :, before:]
         for t in (torch.float64, dtype)
     )
-    with sizes(1024, panel=panel):
-        found = causal.lower_right(query.float(), key.float(), value, 0.3)
+    found = causal.lower_right(query[:, :, before:].float(), key.float(), value, 0.3)
     assert found.dtype == dtype
     error, allowed = (float((t.double() - exact).norm()) for t in (found, kernel))
-    # In bf16 it rounds what is attended before it is divided by its sum, and after.
-    assert error < times * allowed
+    assert error < 1.4 * allowed
 
 
 def test_model_inference_benchmark_scores_the_same_tokens_in_every_arm() -> None:

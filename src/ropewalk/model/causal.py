@@ -6,13 +6,12 @@ products of larger blocks are twice as fast. Logits, softmax and what is subtrac
 are fp32; probabilities enter products in the dtype of the inputs, as in torch's kernel, and the
 errors are those of that kernel.
 
-For inference, `lower_right` attends with the last tokens of rows of any length. Keys come panel by
-panel, so that logits of a block and a panel stay in caches; the softmax is put together from panels
-as in FlashAttention (arXiv 2205.14135, section 3.1), with powers of two, which cost half the time.
+`lower_right` attends with the last tokens of rows and keeps nothing: in the same blocks, or by
+torch's kernel where many queries see so many keys that the logits of a block leave the caches.
 
 Dimensions: S squares, H heads, T tokens, D head dimension; N = S * H, of which a group is computed
-at a time; a block has the queries start..end and sees the keys 0..end. G key-value heads, shared by
-r = H / G heads each.
+at a time; a block has the queries start..end and sees the keys 0..end. G key-value heads, each
+shared by r = H / G heads; n queries that are the last of T tokens.
 """
 
 import itertools
@@ -27,9 +26,10 @@ from torch.nn.functional import scaled_dot_product_attention
 SHORTEST_TOKENS, LONGEST_TOKENS = 64, 768  # where it is faster than torch's kernel
 BLOCK_TOKENS = 128
 GROUP = 16  # heads times squares: logits of a group and block stay in caches
+# Of `lower_right`:
 LEAST_BLOCK_TOKENS = 16  # where many heads share a key
-LONGEST_BLOCKED_TOKENS, KERNEL_TOKENS = 1024, 768  # more keys for as many queries: torch's kernel
-LOGITS_OF_A_THREAD = 2**20  # of a group, block and panel: 4 MiB of fp32
+LOGITS_OF_A_THREAD = 2**20  # of a group and block, 4 MiB of fp32: smaller products cost more
+FEW_KEYS, MANY_QUERIES = 1024, 768  # torch's kernel is faster with more keys for as many queries
 
 
 def suits(query: torch.Tensor) -> bool:
@@ -60,7 +60,7 @@ def lower_right(
         bias = causal_lower_right(tokens, keys)
         k, v = _repeated(q, k), _repeated(q, value)
         return scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scaling)
-    if keys > LONGEST_BLOCKED_TOKENS and tokens >= KERNEL_TOKENS:
+    if keys > FEW_KEYS and tokens >= MANY_QUERIES:
         return _by_kernel(query.to(value.dtype), key.to(value.dtype), value, scaling)
     return _by_block(query * scaling, key, value)
 
@@ -78,10 +78,12 @@ def _by_kernel(
     output, lse = kernel(query, k, v, is_causal=True, scale=scaling)
     if before == 0:
         return output
-    # Nothing is hidden from any query here: heads that share a key lie one after the other.
-    q = query.unflatten(1, (key.shape[1], -1)).flatten(2, 3)
-    k, v = key[:, :, :before], value[:, :, :before]
-    earlier, earlier_lse = (t.view_as(o) for t, o in zip(kernel(q, k, v, scale=scaling), (output, lse)))
+    # Every query sees all of these keys: heads that share a key ask one after the other.
+    shared, tokens = (key.shape[1], -1), (-1, query.shape[2])
+    q, k, v = query.unflatten(1, shared).flatten(2, 3), key[:, :, :before], value[:, :, :before]
+    earlier, earlier_lse = (
+        found.unflatten(2, tokens).flatten(1, 2) for found in kernel(q, k, v, scale=scaling)
+    )
     weight = (lse - earlier_lse).sigmoid()[..., None]
     return torch.lerp(earlier.to(weight.dtype), output.to(weight.dtype), weight).to(value.dtype)
 
