@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,23 @@ def test_model_inference_in_bf16_is_as_exact_as_the_forward(architecture: Any) -
     assert 0 < error < 1.1 * allowed
 
 
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_model_inference_rows_side_by_side(mode: Any) -> None:
+    """A thread's row in another's place, or threads that compute alone from then on."""
+    model, given_ids, threads = small(LLAMA), ids(5, 60), torch.get_num_threads()
+    try:
+        with sizes(70), mode():
+            torch.set_num_threads(1)
+            expected = states(model, given_ids, 20, 30)
+            torch.set_num_threads(3)
+            assert states(model, given_ids, 20, 30).equal(expected)
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == 3
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+
+
 class Watched(TorchDispatchMode):
     """Every operation with what it was given and what it returned."""
 
@@ -300,7 +318,7 @@ def test_model_inference_of_equal_words_the_first_is_the_choice() -> None:
     block=st.sampled_from([1, 16, 50]),
     kernel=st.booleans(),
     logits=st.sampled_from([1, 2**12, 2**20]),
-    size=st.sampled_from([1.0, 30.0]),
+    size=st.sampled_from([1.0, 30.0, 1000.0]),
 )
 def test_model_inference_attention_of_the_last_tokens(
     squares: int,
@@ -321,7 +339,7 @@ def test_model_inference_attention_of_the_last_tokens(
 
     query = drawn(squares, groups * shared, tokens, 4) * size
     key, value = (drawn(squares, groups, before + tokens, 4) for _ in range(2))
-    with sizes(1024, block, logits, kernel):
+    with sizes(1024, block, logits, kernel=kernel):
         found = causal.lower_right(query, key, value, 0.3)
     whole_key, whole_value = (t.repeat_interleave(shared, dim=1) for t in (key, value))
     seen = torch.ones(tokens, before + tokens, dtype=torch.bool).tril(before)
@@ -332,7 +350,7 @@ def test_model_inference_attention_of_the_last_tokens(
 
 
 @pytest.mark.parametrize("before", [0, 900])
-@pytest.mark.parametrize("size", [1.0, 3.0])
+@pytest.mark.parametrize("size", [1.0, 6.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_model_inference_attention_is_as_exact_as_the_kernel(
     dtype: torch.dtype, size: float, before: int
@@ -352,7 +370,8 @@ def test_model_inference_attention_is_as_exact_as_the_kernel(
     found = causal.lower_right(query[:, :, before:].float(), key.float(), value, 0.3)
     assert found.dtype == dtype
     error, allowed = (float((t.double() - exact).norm()) for t in (found, kernel))
-    assert error < 1.4 * allowed
+    # In bf16 what is attended is rounded before it is divided by the sum of weights, and after.
+    assert error < (1.1 if dtype == torch.float32 else 1.6) * allowed
 
 
 def test_model_inference_benchmark_scores_the_same_tokens_in_every_arm() -> None:

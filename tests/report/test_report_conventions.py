@@ -90,6 +90,7 @@ CHANGES: list[tuple[Any, str, Any]] = [
     (HARNESS, "tasks", ("PIQA",)),
     (HARNESS, "shots", 5),
     (HARNESS, "limit", 100),
+    (HARNESS, "context_tokens", 4096),
 ]
 PROTOCOLS = (LOSSES, SLIDING, CURVE, STRIP, RETRIEVAL, RECALL, COPY, TASKS, SUMMARIES, HARNESS)
 

@@ -28,6 +28,7 @@ BLOCK_TOKENS = 128
 GROUP = 16  # heads times squares: logits of a group and block stay in caches
 # Of `lower_right`:
 LEAST_BLOCK_TOKENS = 16  # where many heads share a key
+LARGEST_LOGIT = 60.0  # e^60 times any number of tokens and values is far from what fp32 can hold
 LOGITS_OF_A_THREAD = 2**20  # of a group and block, 4 MiB of fp32: smaller products cost more
 FEW_KEYS, MANY_QUERIES = 1024, 768  # torch's kernel is faster with more keys for as many queries
 
@@ -62,7 +63,7 @@ def lower_right(
         return scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scaling)
     if keys > FEW_KEYS and tokens >= MANY_QUERIES:
         return _by_kernel(query.to(value.dtype), key.to(value.dtype), value, scaling)
-    return _by_block(query * scaling, key, value)
+    return _by_block(query, key, value, scaling)
 
 
 def _by_kernel(
@@ -88,33 +89,41 @@ def _by_kernel(
     return torch.lerp(earlier.to(weight.dtype), output.to(weight.dtype), weight).to(value.dtype)
 
 
-def _by_block(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+def _by_block(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+) -> torch.Tensor:
     """Attend block by block, as `causal` does; logits are products of `query` and `key`."""
     tokens, shared = query.shape[2], query.shape[1] // key.shape[1]
+    # |q k| <= |q| |k|. A softmax of small logits needs no maximum, and powers of two take half the
+    # time: 2^l / sum(2^l), with l in units of log 2, is in the range of fp32 whatever the keys are.
+    lengths = (torch.linalg.vector_norm(tensor, dim=-1).amax() for tensor in (query, key))
+    small = math.prod(map(float, lengths)) * scaling <= LARGEST_LOGIT
     # Heads that share a key are the rows of one product: [S * G, r, n, D].
-    q = query.unflatten(1, (-1, shared)).flatten(0, 1)
-    k, v = key.flatten(0, 1), value.flatten(0, 1)
+    q = (query * (scaling / math.log(2) if small else scaling)).unflatten(1, (-1, shared))
+    q, k, v = (tensor.flatten(0, 1) for tensor in (q, key, value))
     output = v.new_empty(q.shape)
     block = max(LEAST_BLOCK_TOKENS, BLOCK_TOKENS // shared)
     later = q.new_full((block, block), -torch.inf).triu_(1)
-    logits = shared * min(tokens, block) * k.shape[1]
-    group = max(1, min(len(q), torch.get_num_threads() * LOGITS_OF_A_THREAD // logits))
-    memory = q.new_empty(group * logits)
+    largest = shared * min(tokens, block) * k.shape[1]
+    group = max(1, min(len(q), torch.get_num_threads() * LOGITS_OF_A_THREAD // largest))
+    memory = q.new_empty(group * largest)
     # Blocks begin at multiples of their size, wherever the queries do: oneDNN makes and keeps code
     # for every shape of a product.
     before = k.shape[1] - tokens
     for place in range(before // block * block, k.shape[1], block):
         first, end = max(place, before), min(place + block, k.shape[1])
-        size = end - first
+        size, asking = end - first, slice(first - before, end - before)
         for start in range(0, len(q), group):
             some = slice(start, start + group)
-            asking = q[some, :, first - before : end - before].flatten(1, 2)  # [N, r * n, D]
-            shape = (len(asking), shared * size, end)
-            found = torch.bmm(asking, k[some, :end].mT, out=memory[: math.prod(shape)].view(shape))
-            found.unflatten(1, (shared, size))[..., first:] += later[:size, :size]
-            weights = torch.softmax(found, -1, out=found).to(v.dtype)
-            attended = torch.bmm(weights, v[some, :end]).unflatten(1, (shared, size))
-            output[some, :, first - before : end - before] = attended
+            asked = q[some, :, asking].flatten(1, 2)  # [N, r * n, D]
+            shape = (len(asked), shared * size, end)
+            logits = torch.bmm(asked, k[some, :end].mT, out=memory[: math.prod(shape)].view(shape))
+            logits.unflatten(1, (shared, size))[..., first:] += later[:size, :size]
+            weights = logits.exp2_() if small else torch.softmax(logits, -1, out=logits)
+            found = torch.bmm(weights.to(v.dtype), v[some, :end])
+            if small:
+                found /= weights.sum(-1, keepdim=True)
+            output[some, :, asking] = found.unflatten(1, (shared, size))
     return output.view(query.shape)
 
 

@@ -13,9 +13,11 @@ Dimensions: B rows, T tokens that are read, n tokens of a piece, N places, D hid
 key-value heads, d head dimension, R pairs of a head that are turned, V vocabulary.
 """
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -34,6 +36,7 @@ PIECE_TOKENS = {"cpu": 1024}
 PIECE_TOKENS_ELSEWHERE = 16384
 
 Map = Callable[[torch.Tensor], torch.Tensor]
+Work = Callable[[torch.Tensor], None]  # on a group of rows [B, T, D]
 
 
 @torch.no_grad()
@@ -58,15 +61,13 @@ def states(model: PreTrainedModel, ids: torch.Tensor, first: int, count: int) ->
         x: torch.Tensor = base.get_input_embeddings()(ids[:, :last])  # [B, T, D]
         low = torch.get_autocast_dtype(device) if automatic else x.dtype
         sight = _sight(model, ids, last)
-        groups = x.split(max(1, _piece_tokens(x) // last))  # of rows
-        for number, module in enumerate(base.layers, start=1):
-            layer = family(module, low)
-            for group in groups:
-                _advance(group, first if number == len(base.layers) else 0, layer, sight)
+        with _side_by_side(x.split(max(1, _piece_tokens(x) // last))) as each:  # group of rows
+            for number, module in enumerate(base.layers, start=1):
+                start = first if number == len(base.layers) else 0
+                each(functools.partial(_advance, start, family(module, low), sight))
         norm = base.norm if model.config.model_type == "llama" else base.final_layer_norm
-        for group in groups:
-            for places in _pieces(group, first):
-                group[:, places] = norm(group[:, places])
+        for places in _pieces(x, first):
+            x[:, places] = norm(x[:, places])
         return x[:, first:].contiguous()
 
 
@@ -89,8 +90,9 @@ def losses(
     with torch.autocast(flat.device.type, enabled=False):
         for part, target in zip(flat.split(size), index.split(size), strict=True):
             logits = torch.mm(part.to(wide), weight.to(wide).T, out=memory[: len(part)])  # [n, V]
-            hit.append(logits.argmax(-1, keepdim=True) == target)
-            largest, chosen = logits.amax(-1, keepdim=True), logits.gather(-1, target)
+            largest, best = logits.max(-1, keepdim=True)  # the first of those that are equal
+            hit.append(best == target)
+            chosen = logits.gather(-1, target)
             # The largest softmax of a row is exp(0) / sum: one pass of exponentials, in place.
             softmax = torch.softmax(logits, -1, out=logits)
             nll.append(largest - chosen - softmax.amax(-1, keepdim=True).log())
@@ -215,7 +217,33 @@ def _sight(model: PreTrainedModel, ids: torch.Tensor, last: int) -> _Sight:
     )
 
 
-def _advance(x: torch.Tensor, start: int, layer: _Layer, sight: _Sight) -> None:
+@contextlib.contextmanager
+def _side_by_side(groups: Sequence[torch.Tensor]) -> Iterator[Callable[[Work], object]]:
+    """Give a function that does a work for every group of rows.
+
+    On a CPU groups are worked on at the same time, each with its share of the threads: what threads
+    do together is many small operations, and after each they wait for one another.
+    """
+    threads = torch.get_num_threads()
+    workers = min(threads, len(groups))
+    if groups[0].device.type != "cpu" or workers < 2:
+        yield lambda work: [*map(work, groups)]
+        return
+    within = torch.is_inference_mode_enabled()  # modes belong to a thread
+
+    def one(work: Work, group: torch.Tensor) -> None:
+        with torch.inference_mode(within), torch.no_grad():
+            work(group)
+
+    share = functools.partial(torch.set_num_threads, threads // workers)
+    with ThreadPoolExecutor(workers, initializer=share) as pool:
+        try:
+            yield lambda work: list(pool.map(functools.partial(one, work), groups))
+        finally:
+            torch.set_num_threads(threads)  # what threads that start later get
+
+
+def _advance(start: int, layer: _Layer, sight: _Sight, x: torch.Tensor) -> None:
     """Put rows `x`, [B, T, D], through a layer, in place; places before `start` are only seen."""
     rows, tokens, _ = x.shape
     dimension, scaling = layer.dimension, layer.attention.scaling
