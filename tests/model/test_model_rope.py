@@ -4,6 +4,7 @@ import cmath
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -399,6 +400,30 @@ def test_model_config_of_somebody_else() -> None:
     )
     with pytest.raises(StageError, match="truncate"):
         rope_of(unknown)
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"head_dim": 64}, "head_dim is 64"),
+        (
+            {
+                "rope_parameters": {
+                    "rope_type": "dynamic",
+                    "rope_theta": 1e4,
+                    "factor": 2.0,
+                    "original_max_position_embeddings": 2048,
+                }
+            },
+            "original_max_position_embeddings is 2048",
+        ),
+    ],
+)
+def test_model_config_that_is_not_built(settings: dict[str, Any], key: str) -> None:
+    """Guards against a published variant that would train and be read as another model."""
+    shared = {"hidden_size": 64, "num_attention_heads": 2, "max_position_embeddings": 8192}
+    with pytest.raises(StageError, match=key):
+        architecture_of(LlamaConfig(**{**shared, **settings}))
 
 
 def test_model_config_edited_by_hand_is_refused() -> None:

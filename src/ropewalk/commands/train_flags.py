@@ -2,9 +2,8 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from ropewalk.commands.flags import Run
+from ropewalk.commands.flags import Run, whole_numbers
 
 # A forward pass of one process reads this many tokens, or one row: enough for matrix products to be
 # efficient, few enough for a model of a few billion parameters. No part of what a run is.
@@ -83,7 +82,7 @@ def _positions(command: argparse.ArgumentParser) -> None:
     )
     add(
         "--lengths",
-        type=_whole_numbers,
+        type=whole_numbers,
         metavar="A,B,...",
         help="rows that grow (GrowLength): phases of equal share and tokens per step",
     )
@@ -111,7 +110,7 @@ def _schedule(command: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="of the data's order and scratch weights (default: 0)")
     add(
         "--snapshot-steps",
-        type=_whole_numbers,
+        type=whole_numbers,
         default=(),
         metavar="A,B,...",
         help="export the weights after these steps too",
@@ -145,16 +144,8 @@ def _hardware(command: argparse.ArgumentParser) -> None:
     add("--checkpoint-every", type=int, metavar="SECONDS", help="default: 600")
 
 
-def _whole_numbers(text: str) -> tuple[int, ...]:
-    return _list(int, text)
-
-
 def _numbers(text: str) -> tuple[float, ...]:
-    return _list(float, text)
-
-
-def _list(kind: type, text: str) -> tuple[Any, ...]:
     try:
-        return tuple(kind(word) for word in text.split(","))
+        return tuple(float(word) for word in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: write numbers with commas between") from None

@@ -132,8 +132,20 @@ def architecture_of(found: Any) -> Architecture:
         tied_embeddings=found.tie_word_embeddings,
         init_std=found.initializer_range,
     )
+    head = getattr(found, "head_dim", None)
+    if head not in (None, described.head_dimension):
+        raise StageError(
+            f"config.json: head_dim is {head}; ropewalk builds models whose heads have hidden_size "
+            f"/ num_attention_heads = {described.head_dimension}"
+        )
     written = _written(found)
     if written is None:
+        if parameters["rope_type"] == "dynamic" and window != found.max_position_embeddings:
+            raise StageError(
+                f"config.json: rope_parameters.original_max_position_embeddings is {window} and "
+                f"max_position_embeddings {found.max_position_embeddings}: dynamic NTK that grows "
+                "from another length than its window is not built"
+            )
         return described
     return dataclasses.replace(
         described, rope_base=written.rope_base, context_tokens=written.context_tokens

@@ -109,15 +109,10 @@ def _builds(found: Any) -> bool:
     if getattr(found, "ropewalk", None) is not None:
         return True
     try:
-        architecture = architecture_of(found)
-        config(architecture, rope_of(found))
+        config(architecture_of(found), rope_of(found))
     except (StageError, SpecError, ValueError, KeyError):
         return False
-    # Two settings that architecture and rope have no place for.
-    head = getattr(found, "head_dim", None)
-    window = found.max_position_embeddings  # what transformers' dynamic NTK counts from
-    grows_late = _grows(found.to_dict()) and architecture.context_tokens != window
-    return head in (None, architecture.head_dimension) and not grows_late
+    return True
 
 
 def _refuse_other_rope(found: Any, rope: Rope | None, name: str) -> None:
