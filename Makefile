@@ -24,7 +24,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@echo "environment: $(VENV) (activate it with: . $(BIN)/activate)"
 
 test: env
-	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadgroup
 
 test-all: env
 	$(BIN)/python -m pytest

@@ -110,7 +110,7 @@ def test_the_stage_writes_numbers_and_series(tmp_path: Path, name: str) -> None:
             "check",
             "ropewalk.evaluate.check",
             check.work,
-            chosen=importlib.import_module(check_module(name)),
+            chosen=check_module(name),
             spec=spec,
             inputs={},
             folder=folder,

@@ -96,7 +96,7 @@ def run(artifacts: Artifacts, spec: EvaluateJob, folder: Path) -> dict:
         "evaluate",
         "ropewalk.evaluate.stage",
         work,
-        chosen=importlib.import_module(protocol_module(spec.protocol)),
+        chosen=protocol_module(spec.protocol),
         spec=spec,
         inputs={name: manifest.folder / MANIFEST for name, manifest in artifacts.items()},
         folder=folder,
@@ -173,7 +173,7 @@ def test_a_killed_evaluation_goes_on_and_ends_in_the_same_bytes(
         folder=tmp_path / "whole",
         recipe="r",
         code="c",
-        chosen=losses,
+        chosen=losses.__name__,
     )
     job.folder.mkdir()
     work(job)
@@ -313,7 +313,7 @@ def test_inputs_that_do_not_fit_are_refused(artifacts: Artifacts, tmp_path: Path
         folder=tmp_path / "out",
         recipe="r",
         code="c",
-        chosen=losses,
+        chosen=losses.__name__,
     )
     with pytest.raises(StageError, match=r"input 'run' .* was made with the tokenizer"):
         work(job)

@@ -48,7 +48,7 @@ position_interpolation:
     retrieval: { protocol: { distances: 4, trials: 2 } }
     conventions: { protocol: { documents: 4 } }
     by_position: { runs: [original], protocol: { documents: 4 } }
-    copying: { protocol: { distances: 3, trials: 2 } }
+    copying: { runs: [original], protocol: { distances: 3, trials: 2 } }
 """
 
 

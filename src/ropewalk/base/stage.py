@@ -8,6 +8,7 @@ libraries and source listing, and writes the manifest last.
 
 import contextlib
 import dataclasses
+import importlib
 import json
 import os
 import platform
@@ -18,7 +19,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from ropewalk import __version__
@@ -97,13 +97,14 @@ def run_stage(
     listing: str = "",
     libraries: Mapping[str, str | None] | None = None,
     accepted: Accepted | None = None,
-    chosen: ModuleType | None = None,
+    chosen: str | None = None,
 ) -> Manifest:
     """Run `work` inside the frame and return the manifest it leaves in `folder`.
 
-    `entry` is the module of `work`, `chosen` the one that does what this spec asks for, where kinds
-    of work share a stage. `inputs` maps input names to manifest paths; `rebuilds` counts how often
-    damaged files of this artifact had to be made again (recorded, never part of its identity).
+    `entry` names the module of `work`, `chosen` the one that does what this spec asks for, where
+    kinds of work share a stage; it is not imported for work that stands. `inputs` maps input names
+    to manifest paths; `rebuilds` counts how often damaged files of this artifact had to be made
+    again (recorded, never part of its identity).
     `listing` stands for files the stage reads that no manifest describes; standing work counts only
     under an equal one.
     `libraries` are those the stage's numbers depend on, with the version pinned for each, or None
@@ -114,7 +115,7 @@ def run_stage(
             what they should be.
     """
     libraries, accepted = libraries or {}, accepted or {}
-    entries = (entry,) if chosen is None else (entry, chosen.__name__)
+    entries = (entry,) if chosen is None else (entry, chosen)
     code_files = closure(*entries)
     _refuse_newer_code(stage, entries, digest(code_files))
     _refuse_other_libraries(stage, libraries)
@@ -130,7 +131,6 @@ def run_stage(
         code=code,
         code_files=code_files,
         accepted=accepted,
-        chosen=chosen,
     )
     standing = _standing(job, listing, libraries)
     if standing is not None:
@@ -139,6 +139,8 @@ def run_stage(
         return standing
     started, clock = time.time(), time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
+    if chosen is not None:
+        job = dataclasses.replace(job, chosen=importlib.import_module(chosen))
     files, result = work(job)
     manifest = write_manifest(
         folder, stage=stage, spec=spec, inputs=manifests, files=files, result=result

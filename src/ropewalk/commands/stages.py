@@ -11,7 +11,7 @@ from typing import Any
 from ropewalk.base.files import read_json
 from ropewalk.base.manifest import Manifest
 from ropewalk.base.spec import SpecError, decode
-from ropewalk.base.stage import Accepted, run_stage
+from ropewalk.base.stage import Accepted, Work, run_stage
 from ropewalk.commands import by_hand, evaluate_flags, train_flags
 from ropewalk.study.registry import STAGES, Stage
 
@@ -97,7 +97,7 @@ def _runner(stage: Stage) -> Any:
         run_stage(
             stage.name,
             stage.entry,
-            importlib.import_module(stage.entry).work,
+            _work(stage),
             chosen=_chosen(stage, spec),
             spec=spec,
             inputs=inputs,
@@ -118,7 +118,7 @@ def _by_hand(name: str, spec: Any, folder: Path, inputs: dict[str, Path]) -> Man
     return run_stage(
         name,
         stage.entry,
-        importlib.import_module(stage.entry).work,
+        _work(stage),
         chosen=_chosen(stage, spec),
         spec=spec,
         inputs=inputs,
@@ -128,8 +128,13 @@ def _by_hand(name: str, spec: Any, folder: Path, inputs: dict[str, Path]) -> Man
     )
 
 
-def _chosen(stage: Stage, spec: Any) -> Any:
-    return None if stage.chosen is None else importlib.import_module(stage.chosen(spec))
+def _chosen(stage: Stage, spec: Any) -> str | None:
+    return None if stage.chosen is None else stage.chosen(spec)
+
+
+def _work(stage: Stage) -> Work:
+    """Return the work of a stage, whose libraries take seconds to import, imported when called."""
+    return lambda job: importlib.import_module(stage.entry).work(job)
 
 
 def _listing(spec: Any) -> str:
