@@ -1,7 +1,6 @@
 """The frame every stage runs in."""
 
 import dataclasses
-import importlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
@@ -77,14 +76,6 @@ def test_nothing_is_done_twice(stage: Stage) -> None:
     first = stage.run()
     assert stage.run() == first
     assert stage.done == 1
-
-
-def test_what_stands_imports_nothing(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guards against seconds of imports for every job that has nothing to do."""
-    stage.causes["chosen"] = "ropewalk.base.spec"
-    first = stage.run()
-    monkeypatch.setattr(importlib, "import_module", None)
-    assert stage.run() == first
 
 
 def test_another_spec_is_other_work(stage: Stage) -> None:

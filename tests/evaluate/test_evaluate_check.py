@@ -1,8 +1,11 @@
 """Stage `check`: every check by its name, its parameters, and what it leaves."""
 
+import dataclasses
 import importlib
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -109,7 +112,9 @@ def test_the_stage_writes_numbers_and_series(tmp_path: Path, name: str) -> None:
         manifest = run_stage(
             "check",
             "ropewalk.evaluate.check",
-            check.work,
+            lambda job: check.work(
+                dataclasses.replace(job, chosen=importlib.import_module(check_module(name)))
+            ),
             chosen=check_module(name),
             spec=spec,
             inputs={},
@@ -128,3 +133,21 @@ def test_a_check_runs_by_hand(tmp_path: Path) -> None:
     assert main(["check", "--spec", spec, "--out", str(tmp_path)]) == 0
     numbers = json.loads((tmp_path / "result.json").read_text())["numbers"]
     assert numbers["beta_1"] == pytest.approx(2 * 2048 / math.pi)
+
+
+def test_a_check_that_stands_imports_nothing(tmp_path: Path) -> None:
+    """Guards against seconds of imports for every job that has nothing to do."""
+    spec = json.dumps({"check": "rope_bounds", "parameters": {}})
+    code = (
+        "import sys\n"
+        "from ropewalk.cli import main\n"
+        f"assert not main(['check', '--spec', {spec!r}, '--out', {str(tmp_path)!r}])\n"
+        "print('ropewalk.evaluate.check' in sys.modules)\n"
+    )
+    printed = [
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.split()[-1]
+        for _ in range(2)
+    ]
+    assert printed == ["True", "False"]

@@ -92,11 +92,12 @@ def spec_of(protocol: Protocol, **changes: object) -> EvaluateJob:
 
 
 def run(artifacts: Artifacts, spec: EvaluateJob, folder: Path) -> dict:
+    module = protocol_module(spec.protocol)
     run_stage(
         "evaluate",
         "ropewalk.evaluate.stage",
-        work,
-        chosen=protocol_module(spec.protocol),
+        lambda job: work(dataclasses.replace(job, chosen=importlib.import_module(module))),
+        chosen=module,
         spec=spec,
         inputs={name: manifest.folder / MANIFEST for name, manifest in artifacts.items()},
         folder=folder,
@@ -173,7 +174,7 @@ def test_a_killed_evaluation_goes_on_and_ends_in_the_same_bytes(
         folder=tmp_path / "whole",
         recipe="r",
         code="c",
-        chosen=losses.__name__,
+        chosen=losses,
     )
     job.folder.mkdir()
     work(job)
@@ -313,7 +314,7 @@ def test_inputs_that_do_not_fit_are_refused(artifacts: Artifacts, tmp_path: Path
         folder=tmp_path / "out",
         recipe="r",
         code="c",
-        chosen=losses.__name__,
+        chosen=losses,
     )
     with pytest.raises(StageError, match=r"input 'run' .* was made with the tokenizer"):
         work(job)

@@ -8,7 +8,6 @@ libraries and source listing, and writes the manifest last.
 
 import contextlib
 import dataclasses
-import importlib
 import json
 import os
 import platform
@@ -102,7 +101,7 @@ def run_stage(
     """Run `work` inside the frame and return the manifest it leaves in `folder`.
 
     `entry` names the module of `work`, `chosen` the one that does what this spec asks for, where
-    kinds of work share a stage; it is not imported for work that stands. `inputs` maps input names
+    kinds of work share a stage: for their code, nothing is imported here. `inputs` maps input names
     to manifest paths; `rebuilds` counts how often damaged files of this artifact had to be made
     again (recorded, never part of its identity).
     `listing` stands for files the stage reads that no manifest describes; standing work counts only
@@ -139,8 +138,6 @@ def run_stage(
         return standing
     started, clock = time.time(), time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
-    if chosen is not None:
-        job = dataclasses.replace(job, chosen=importlib.import_module(chosen))
     files, result = work(job)
     manifest = write_manifest(
         folder, stage=stage, spec=spec, inputs=manifests, files=files, result=result

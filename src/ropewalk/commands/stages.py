@@ -1,6 +1,7 @@
 """Every stage by hand: `ropewalk tokenize --spec SPEC --input tokenizer=PATH --out FOLDER`."""
 
 import argparse
+import dataclasses
 import importlib
 import json
 import os
@@ -11,7 +12,7 @@ from typing import Any
 from ropewalk.base.files import read_json
 from ropewalk.base.manifest import Manifest
 from ropewalk.base.spec import SpecError, decode
-from ropewalk.base.stage import Accepted, Work, run_stage
+from ropewalk.base.stage import Accepted, Job, Work, run_stage
 from ropewalk.commands import by_hand, evaluate_flags, train_flags
 from ropewalk.study.registry import STAGES, Stage
 
@@ -94,11 +95,12 @@ def _runner(stage: Stage) -> Any:
                 raise SpecError(f"--input {item!r}: write NAME=MANIFEST")
             inputs[name] = Path(path)
         spec: Any = decode(stage.spec, _spec_data(options.spec))
+        chosen = _chosen(stage, spec)
         run_stage(
             stage.name,
             stage.entry,
-            _work(stage),
-            chosen=_chosen(stage, spec),
+            _work(stage, chosen),
+            chosen=chosen,
             spec=spec,
             inputs=inputs,
             folder=options.out,
@@ -115,11 +117,12 @@ def _runner(stage: Stage) -> Any:
 def _by_hand(name: str, spec: Any, folder: Path, inputs: dict[str, Path]) -> Manifest:
     """Run a stage without a plan: with the libraries and the source as they are now."""
     stage = STAGES[name]
+    chosen = _chosen(stage, spec)
     return run_stage(
         name,
         stage.entry,
-        _work(stage),
-        chosen=_chosen(stage, spec),
+        _work(stage, chosen),
+        chosen=chosen,
         spec=spec,
         inputs=inputs,
         folder=folder,
@@ -132,9 +135,14 @@ def _chosen(stage: Stage, spec: Any) -> str | None:
     return None if stage.chosen is None else stage.chosen(spec)
 
 
-def _work(stage: Stage) -> Work:
-    """Return the work of a stage, whose libraries take seconds to import, imported when called."""
-    return lambda job: importlib.import_module(stage.entry).work(job)
+def _work(stage: Stage, chosen: str | None) -> Work:
+    """Return the work of a stage, whose libraries take seconds to import: not for what stands."""
+
+    def work(job: Job) -> Any:
+        module = None if chosen is None else importlib.import_module(chosen)
+        return importlib.import_module(stage.entry).work(dataclasses.replace(job, chosen=module))
+
+    return work
 
 
 def _listing(spec: Any) -> str:
