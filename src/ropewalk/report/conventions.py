@@ -52,7 +52,7 @@ def convention(protocol: Json, *, rope: Json | None = None, numerics: Json | Non
 
 
 _ALLOWED = {
-    "dropped": "What cannot be made (a text with nothing to score, a distance no prompt can have) is "
+    "dropped": "What cannot be made (a text with nothing to score, a distance no prompt has) is "
     "left out and counted.",
     "non_finite": "Losses that are not finite are left out and counted.",
     "truncated": "Texts that had to be cut are counted.",
