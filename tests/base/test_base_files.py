@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,14 @@ def test_json_goes_through_unchanged_and_sorted(tmp_path: Path) -> None:
     assert read_json(tmp_path / "x.json") == data
     text = (tmp_path / "x.json").read_text(encoding="utf-8")
     assert text == json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_json_holds_finite_numbers_alone(tmp_path: Path, value: float) -> None:
+    """Guards: NaN in a result, a word that JSON does not have and other readers refuse."""
+    with pytest.raises(ValueError, match=r"x\.json cannot be written: .*not JSON compliant"):
+        write_json(tmp_path / "x.json", {"a": [value]})
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_damaged_json_file_is_named(tmp_path: Path) -> None:

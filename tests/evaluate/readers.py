@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from ropewalk.model.decode import replies, whole
 from ropewalk.model.reader import Choose, Reader, greedy
 
 
@@ -44,15 +45,8 @@ class PlainReader(Reader):
         stop: Sequence[int] = (),
     ) -> list[np.ndarray]:
         """Read everything again for every token."""
-        ids = prompts
-        for step in range(new_tokens):
-            chosen = choose(self.logits(ids, ids.shape[1] - 1, 1)[:, 0], step)
-            ids = torch.cat([ids, chosen[:, None]], dim=1)
-        answers = []
-        for row in ids[:, prompts.shape[1] :].tolist():
-            ends = [row.index(token) for token in stop if token in row]
-            answers.append(np.array(row[: min(ends, default=len(row))], dtype=np.int64))
-        return answers
+        read = whole(lambda ids: self.logits(ids, ids.shape[1] - 1, 1)[:, 0])
+        return replies(read, prompts, new_tokens, choose, stop)
 
     def flops(self, tokens: int, predicting: int) -> int | None:
         """Count nothing."""

@@ -249,24 +249,6 @@ def test_of_a_large_corpus_only_the_beginning_is_read(tmp_path: Path) -> None:
     assert Counting.asked == [0, 1, 2]
 
 
-def test_losses_that_are_not_finite_copy_nothing(
-    tokenizer: LoadedTokenizer, tokens: Tokens, small_model: Callable[..., LlamaForCausalLM]
-) -> None:
-    """Guards: one overflow that turns a whole curve, or a result file, into NaN."""
-    planned = copying.plan(PROBE, 3, tokens, tokenizer)
-    whole = scored(planned, PlainReader(small_model(420)))
-    second = whole["second"].nll.copy()
-    second[:9] = np.nan  # trial 0 at the shortest distance
-    second[10] = np.inf  # one token of trial 1
-    broken = {**whole, "second": dataclasses.replace(whole["second"], nll=second)}
-    expected, found = planned.summarise(whole, {}), planned.summarise(broken, {})
-    assert found["second_nll"][0][0] is None
-    assert found["drops"][0][0] == 0.0
-    kept = np.delete(whole["second"].nll[9:18].astype(float), [0, 1]).mean()
-    assert found["second_nll"][0][1] == pytest.approx(kept)
-    assert found["drops"][1:] == expected["drops"][1:]
-
-
 def test_a_corpus_without_text_is_an_error(tmp_path: Path) -> None:
     """Guards: a probe of nothing."""
     words = loaded("byte level", tmp_path / "words")

@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,10 +32,12 @@ from ropewalk.data.encoding import LoadedTokenizer
 from ropewalk.evaluate import harness
 from ropewalk.evaluate.harness_model import NEW_TOKENS, Bridge, generation
 from ropewalk.evaluate.harness_names import NAMES
+from ropewalk.evaluate.scorer import TOKENS_AT_ONCE
 from ropewalk.evaluate.spec import Harness
 from ropewalk.model.readers import open_reader
 from ropewalk.model.spec import Numerics
 
+CPU = torch.device("cpu")
 SOME_WORDS = (
     "grass green sky blue here there back again sun pass key hidden inside text Remember quiz 305 "
     "find items return important about information irrelevant"
@@ -536,9 +539,53 @@ def test_a_loss_that_is_not_finite_is_refused(
     asked = requests_of("loglikelihood", [("x", " the grass is green"), ("x", "y")])
     with pytest.raises(StageError, match="task made, document 0 is not finite"):
         bridge(Broken(model), plain).loglikelihood(asked)
-    allowed = bridge(Broken(model), plain, allow=("non_finite",))
-    allowed.loglikelihood(asked)
-    assert allowed.counts == {"non_finite": 2, "dropped": 0, "truncated": 0}
+    for way in ({"max_gen_toks": 2}, {"max_gen_toks": 2, "temperature": 1.0}):
+        answers = requests_of("generate_until", [("The grass is", way)])
+        with pytest.raises(StageError, match=r"small, task made, document 0: .* not finite"):
+            bridge(Broken(model), plain).generate_until(answers)
+
+
+def test_a_score_that_is_not_finite_is_refused() -> None:
+    """Guards against NaN in a result, which is no JSON, and in a mean that hides one document."""
+    samples = [
+        {"acc": score, "filter": "none", "doc_hash": "", "prompt_hash": "", "target_hash": ""}
+        for score in (1.0, math.nan)
+    ]
+    printed = {"acc,none": math.nan}
+    results = {"samples": {"t": samples}, "results": {"t": printed}, "versions": {"t": 1}}
+    task = SimpleNamespace(task_name="t", aggregation=lambda: {"acc": None})
+    with pytest.raises(StageError, match=r"'t': the acc of 1 documents is not finite, .* number 1"):
+        harness._cell(task, results, None, 0)
+    samples[1]["acc"] = 0.0
+    cell = harness._cell(task, results, None, 0)
+    assert (cell["mean"], cell["value"], cell["metrics"]) == (0.5, None, {"acc,none": None})
+
+
+def test_long_texts_are_read_few_at_a_time(plain: LoadedTokenizer) -> None:
+    """Guards against memory for as many long texts as short ones, scored or answered."""
+
+    class Shapes(PlainReader):
+        def __init__(self) -> None:
+            self.name, self.device, self.vocabulary_size, self.room = "s", CPU, WORDS, None
+            self.rows: list[int] = []
+
+        def losses(self, ids, first, targets):
+            self.rows.append(len(ids))
+            return torch.ones(targets.shape), torch.ones(targets.shape, dtype=torch.bool)
+
+        def logits(self, ids, first, count):
+            self.rows.append(len(ids))
+            return torch.zeros(len(ids), count, WORDS)
+
+    text = " back again" * (TOKENS_AT_ONCE // (3 * len(plain.encode(" back again"))) - 100)
+    for kind, argument in (
+        ("loglikelihood", " Here we go"),
+        ("generate_until", {"max_gen_toks": 1, "until": []}),
+    ):
+        reader = Shapes()
+        asked = requests_of(kind, [(text, argument)] * 5)
+        getattr(bridge(reader, plain, sequences=5), kind)(asked)
+        assert reader.rows == [3, 2], kind
 
 
 def test_an_answer_stops_where_the_task_says(

@@ -107,7 +107,6 @@ def test_the_interval_of_the_reach_is_drawn_with_the_seed() -> None:
     [
         ({"keys": 9}, "need 18 reserved tokens"),
         ({"context_tokens": 20}, "pairs do not fit 20 tokens"),
-        ({"pairs": 9, "shown": 1}, "pairs: 9 must lie within 1 and keys = 8"),
     ],
 )
 def test_a_probe_that_cannot_be_is_an_error(

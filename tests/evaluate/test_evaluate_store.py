@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ropewalk.evaluate.plan import Replies
 from ropewalk.evaluate.scorer import Scores
-from ropewalk.evaluate.store import Blocks, cut, read_scores, write_scores
+from ropewalk.evaluate.store import Blocks, begun, cut, read_scores, write_scores
 
 
 def scores(size: int, seed: int = 0) -> Scores:
@@ -65,6 +65,9 @@ def test_blocks_of_other_code_are_not_used(
     path = first.path(7, "1x", 0)
     first.write(path, scores(2), 1.0)
     assert len(Blocks(tmp_path / "b", {"code": "one"}).scores([path])) == 2
+    assert begun(tmp_path / "b", {"code": "one"})
+    assert not begun(tmp_path / "b", {"code": "two"})  # nobody is told that it goes on
+    assert not begun(tmp_path / "none", {"code": "one"})
     Blocks(tmp_path / "b", {"code": "two"})
     assert not path.exists()
     assert "starting anew" in capsys.readouterr().out

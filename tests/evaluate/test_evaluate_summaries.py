@@ -144,12 +144,23 @@ def test_temperature_zero_is_greedy() -> None:
     assert chooser(Prompts(ids=[], names=[], new_tokens=1), [], 0) is greedy
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_logits_that_are_not_finite_are_refused(value: float) -> None:
-    """Guards against a summary of token 0, over and over, from weights that overflow."""
-    choose = Nucleus(temperature=1.0, top_p=0.9, seed=0, prompts=[8, 9])
-    with pytest.raises(StageError, match=r"prompts \[8, 9\]: logits of step 4 are not finite"):
-        choose(torch.tensor([[0.0, 1.0], [0.0, value]]), 4)
+def test_a_prompt_that_is_left_out_changes_no_other_draw(small_model) -> None:
+    """Guards against summaries that change because another document was dropped."""
+    reader = PlainReader(small_model())
+    ids = torch.from_numpy(np.random.default_rng(1).integers(0, 97, size=(3, 5)))
+
+    def replies(rows: list[int]) -> list[list[int]]:
+        prompts = Prompts(
+            ids=[ids[row].numpy() for row in rows],
+            names=[f"document {row}" for row in rows],
+            new_tokens=7,
+            temperature=1.3,
+        )
+        choose = chooser(prompts, range(len(rows)), 5)
+        return [found.tolist() for found in reader.generate(ids[rows], 7, choose)]
+
+    whole = replies([0, 1, 2])
+    assert replies([0, 2]) == [whole[0], whole[2]]
 
 
 # ROUGE.

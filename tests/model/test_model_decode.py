@@ -1,6 +1,7 @@
 """Decoding token by token against whole forward passes over the text that came out."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from transformers import PreTrainedModel
 
 from ropewalk.model.build import build
 from ropewalk.model.cache import Cache, one_query
-from ropewalk.model.decode import replies, whole
+from ropewalk.model.decode import NotFiniteError, replies, whole
 from ropewalk.model.forward import hidden
 from ropewalk.model.numerics import applied
 from ropewalk.model.own import Own
@@ -320,6 +321,28 @@ def test_model_decode_loop() -> None:
     calls.clear()
     replies(again, prompts, 3, greedy, ())
     assert calls[-1] == [[1, 2, 3, 4], [7, 8, 9, 10]]
+
+
+@pytest.mark.parametrize("broken", [[math.nan, 1.0], [math.inf, 1.0], [-math.inf, -math.inf]])
+def test_model_decode_refuses_what_is_no_number(broken: list[float]) -> None:
+    """The largest of NaN is a token as well, and a broken model gets a score by it.
+
+    A row that ended is nobody's answer: what follows there refuses nothing. Nor does a token that
+    a model rules out by minus infinity.
+    """
+
+    def reading(rows: list[list[list[float]]]) -> list[list[int]]:
+        logits = iter(torch.tensor(rows))
+        prompts = torch.zeros(2, 3, dtype=torch.int64)
+        return [row.tolist() for row in replies(lambda _: next(logits), prompts, 2, greedy, (1,))]
+
+    fine, ending, ruled = [2.0, 1.0], [1.0, 2.0], [2.0, -math.inf]
+    assert reading([[fine, ending], [ruled, broken]]) == [[0, 0], []]
+    with pytest.raises(
+        NotFiniteError, match="logits after 1 decoded tokens are not finite"
+    ) as error:
+        reading([[fine, fine], [fine, broken]])
+    assert error.value.row == 1
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt_neox", "qwen2", "gpt2"])

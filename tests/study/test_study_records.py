@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shlex
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -218,7 +219,9 @@ def test_commands_carry_what_the_plan_compared(made: Made) -> None:
 
 def test_libraries_of_stages_are_recorded() -> None:
     """Guards against a stage that never stands because its library is not written down."""
-    assert {name for stage in STAGES.values() for name in stage.libraries} <= set(LIBRARIES)
+    for stage in STAGES.values():
+        used = {*stage.libraries, *chain(*stage.chosen_libraries.values())}
+        assert used <= set(LIBRARIES), stage.name
 
 
 def test_listing_of_packages_ignores_the_environment(

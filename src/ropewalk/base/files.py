@@ -73,8 +73,16 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` to `path` as indented JSON with sorted keys, atomically."""
-    write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    """Write `value` to `path` as indented JSON with sorted keys, atomically.
+
+    Raises:
+        ValueError: for NaN or an infinity, which JSON does not have; the message names the file.
+    """
+    try:
+        text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be written: {error}") from None
+    write_text(path, text + "\n")
 
 
 def read_json(path: Path) -> Any:

@@ -39,8 +39,8 @@ from ropewalk.base.manifest import (
 SUBMITTED_CODE = "ROPEWALK_SUBMITTED_CODE"
 # JSON: entry modules, a space between -> code digest when the workflow started
 LIBRARIES = (
-    "accelerate datasets gigatoken jinja2 matplotlib numpy orjson pyarrow safetensors "
-    "sentencepiece tokenizers torch transformers"
+    "accelerate datasets gigatoken jinja2 lm-eval matplotlib numpy orjson pyarrow rouge-score "
+    "safetensors sentencepiece tokenizers torch transformers"
 ).split()
 
 
@@ -180,7 +180,8 @@ def public_version(version: str) -> str:
     return version.partition("+")[0]
 
 
-def _installed(name: str) -> str | None:
+def installed(name: str) -> str | None:
+    """Return the version of a library in this environment, None where there is none."""
     with contextlib.suppress(metadata.PackageNotFoundError):
         return metadata.version(name)
     return None
@@ -188,7 +189,7 @@ def _installed(name: str) -> str | None:
 
 def environment() -> dict[str, Any]:
     """Return versions, machine and source revision: measurements, never part of an identity."""
-    versions = {name: version for name in LIBRARIES if (version := _installed(name)) is not None}
+    versions = {name: version for name in LIBRARIES if (version := installed(name)) is not None}
     return {
         "ropewalk": __version__,
         "python": platform.python_version(),
@@ -235,9 +236,9 @@ def _refuse_newer_code(stage: str, entries: tuple[str, ...], code: str) -> None:
 def _refuse_other_libraries(stage: str, libraries: Mapping[str, str | None]) -> None:
     """Numbers recorded under a pinned version must come from that version."""
     others = [
-        f"{name} {_installed(name) or '(not installed)'} where {pin} is pinned"
+        f"{name} {installed(name) or '(not installed)'} where {pin} is pinned"
         for name, pin in sorted(libraries.items())
-        if pin is not None and public_version(_installed(name) or "") != public_version(pin)
+        if pin is not None and public_version(installed(name) or "") != public_version(pin)
     ]
     if others:
         raise StageError(
@@ -262,7 +263,7 @@ def _standing(job: Job, listing: str, libraries: Iterable[str]) -> Manifest | No
         and provenance["inputs"] == {name: m.content for name, m in job.inputs.items()}
         and provenance.get("listing", "") == listing
         and all(
-            public_version(versions.get(name, "")) == public_version(_installed(name) or "")
+            public_version(versions.get(name, "")) == public_version(installed(name) or "")
             for name in libraries
         )
     )

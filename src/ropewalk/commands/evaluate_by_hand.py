@@ -15,19 +15,18 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ropewalk import __version__
-from ropewalk.base.canonical import digest, leaves, plain
+from ropewalk.base.canonical import digest, plain
 from ropewalk.base.closure import closure
 from ropewalk.base.files import read_json, sha256_file, write_json
 from ropewalk.base.manifest import ArtifactError, Manifest
 from ropewalk.base.spec import SpecError
-from ropewalk.base.stage import StageError, public_version
+from ropewalk.base.stage import StageError, installed, public_version
 from ropewalk.commands import evaluate_inputs, evaluate_result, evaluate_spec, evaluate_text
 from ropewalk.commands.evaluate_inputs import Model, Prepared, Text
 from ropewalk.commands.evaluate_spec import Named
@@ -36,16 +35,22 @@ from ropewalk.commands.train_spec import numerics as numerics_of
 from ropewalk.data.encoding import load
 from ropewalk.data.tokens import Tokens
 from ropewalk.evaluate import cost, stage
-from ropewalk.evaluate.measure import Found, key, measure
-from ropewalk.evaluate.plan import Plan
-from ropewalk.evaluate.spec import EvaluateJob, Harness, Losses, protocol_module
-from ropewalk.evaluate.store import Blocks
+from ropewalk.evaluate.measure import (
+    Found,
+    key,
+    measure,
+    plan_of,
+    reader_of,
+    refuse_other_vocabulary,
+)
+from ropewalk.evaluate.spec import EvaluateJob, Harness, PositionCurve, protocol_module
+from ropewalk.evaluate.store import Blocks, begun
 from ropewalk.model import numerics
-from ropewalk.model.readers import depends_on_length, device_of, open_reader
+from ropewalk.model.readers import depends_on_length, device_of
+from ropewalk.study.registry import STAGES
 from ropewalk.train.machine import machine
 
 SCORES = "scores.arrow"
-_LIBRARIES = ("numpy", "tokenizers", "torch", "transformers")
 _CODE = (
     "ropewalk.data.tokenize",
     "ropewalk.evaluate.measure",
@@ -77,11 +82,12 @@ def _evaluate(options: argparse.Namespace, run: Run, start: Model, named: Named)
         evaluate_inputs.check_tokenizer(options, start)
     out: Path = options.out
     work = out.with_name(f"{out.name}.work")
-    if _stands(options, spec, start, text, work, run):
+    if _stands(options, spec, start, named, text, work, run):
         return 0
     with _folder(work, temporary=options.dry_run) as folder:
         prepared = evaluate_inputs.prepare(options, start, text, folder, run)
         made = evaluate_inputs.tokenized(prepared, folder, run)
+        made_from = _key(spec, start, prepared)
         told = evaluate_text.lines(
             spec=spec,
             named=named,
@@ -89,15 +95,16 @@ def _evaluate(options: argparse.Namespace, run: Run, start: Model, named: Named)
             text=text,
             tokens=made,
             out=out,
-            begun=any((work / "blocks").glob("*")),
+            begun=begun(work / "blocks", _without_allow(made_from)),
             remarks=[remark] if remark else [],
         )
         print(told, flush=True)
         if options.dry_run:
             _estimate(spec, start, made, prepared)
             return 0
-        made_from = _key(spec, start, prepared)
         blocks = Blocks(folder / "blocks", _without_allow(made_from))
+        if isinstance(spec.protocol, Harness):  # what data sets it was of cannot be known
+            blocks.note(f"{_STEP}-harness").unlink(missing_ok=True)
         found, measured = _measure(spec, start, made, prepared, blocks)
         result = {
             **evaluate_result.numbers(spec.protocol, found.snapshots[str(_STEP)], spec.seed),
@@ -122,26 +129,34 @@ def _spec(options: argparse.Namespace, start: Model, named: Named) -> EvaluateJo
     """Return what the stage of this name would be given.
 
     Raises:
-        SpecError, StageError: for a rope or numerics that cannot be.
+        SpecError, StageError: for a rope or numerics that cannot be, or not with the protocol.
     """
     there = torch.cuda.is_available()
     device = device_of(options.device or ("cuda" if there else "cpu"))
     cuda = device.type == "cuda"
     computed = numerics_of(options, torch.cuda.get_device_capability(device) if cuda else None)
-    if start.architecture is None:
+    if start.numerics:
         if options.attention == "flash":
             raise SpecError(
                 f"--attention flash: --model {start.name} is read by transformers' own class, "
-                "with sdpa; leave it out"
+                f"with {start.numerics['attention']}; leave it out"
             )
         computed = dataclasses.replace(computed, attention="sdpa")
     numerics.check(computed, device)
+    rope = evaluate_spec.rope(options, start.architecture, start.rope)
+    if isinstance(named.protocol, PositionCurve) and depends_on_length(start.folder, rope):
+        raise SpecError(
+            "--protocol position_curve reads the longest --context once for all shorter ones, but "
+            "the rope of this evaluation depends on the length that is read (as dynamic_ntk and "
+            "string do): use --protocol sliding_window without --stride, which then reads every "
+            "--context on its own"
+        )
     at_once = options.sequences_per_forward
     if at_once is not None and at_once < 1:
         raise SpecError(f"--sequences-per-forward {at_once} must be at least 1")
     return EvaluateJob(
         protocol=named.protocol,
-        rope=evaluate_spec.rope(options, start.architecture, start.rope),
+        rope=rope,
         numerics=computed,
         seed=options.seed,
         device=device.type,
@@ -170,19 +185,22 @@ def _key(spec: EvaluateJob, start: Model, prepared: Prepared) -> dict[str, Any]:
     code = closure(*_CODE, protocol_module(spec.protocol))
     contents = {}
     if isinstance(spec.protocol, Harness) and spec.protocol.folder is not None:
-        files = sorted(path for path in Path(spec.protocol.folder).rglob("*") if path.is_file())
-        contents["task_files"] = digest([[file.name, sha256_file(file)] for file in files])
+        tasks = Path(spec.protocol.folder)
+        files = sorted(path for path in tasks.rglob("*") if path.is_file())
+        found = [[file.relative_to(tasks).as_posix(), sha256_file(file)] for file in files]
+        contents["task_files"] = digest(found)
+    versions = {name: installed(name) for name in STAGES["evaluate"].libraries_of(spec)}
     return {
         **key(
             spec,
             weights=start.weights,
             config=start.config,
-            tokenizer=prepared.tokenizer_sha256,
             data=prepared.identity,
             code=digest(code),
             **contents,
         ),
-        "libraries": {name: public_version(metadata.version(name)) for name in _LIBRARIES},
+        "tokenizer": prepared.encoding,
+        "libraries": {name: v and public_version(v) for name, v in versions.items()},
     }
 
 
@@ -196,6 +214,7 @@ def _stands(
     options: argparse.Namespace,
     spec: EvaluateJob,
     start: Model,
+    named: Named,
     text: Text,
     work: Path,
     run: Run,
@@ -203,7 +222,8 @@ def _stands(
     """Return whether --out holds these very numbers, and say so.
 
     Raises:
-        SpecError: if it holds something else, and --again does not say that it may go.
+        SpecError: if it holds something else, or what cannot be known to be the same, and --again
+            does not say that it may go.
     """
     out: Path = options.out
     if out.is_dir():
@@ -217,22 +237,32 @@ def _stands(
         raise SpecError(
             f"--out {out} exists and is no result of this command; give another file"
         ) from None
-    if options.again or options.dry_run:
+    if options.again:
         return False
+    if isinstance(spec.protocol, Harness):
+        raise SpecError(
+            f"--out {out} exists. Whether the data sets of its tasks are still the same cannot be "
+            "known, so that nothing stands for --protocol harness: give --again to measure anew, "
+            "or another file"
+        )
     with tempfile.TemporaryDirectory() as folder:
         prepared = evaluate_inputs.prepare(options, start, text, Path(folder), run)
-    here, there = dict(leaves(_key(spec, start, prepared))), dict(leaves(stands))
-    other = [name for name in sorted({*here, *there}) if here.get(name) != there.get(name)]
+    here = plain(_key(spec, start, prepared))
+    other = evaluate_spec.differences(stands, here, named=bool(named.name))
     if other:
         shown = "; ".join(
-            f"{name} {there.get(name, 'not set')} there, {here.get(name, 'not set')} here"
-            for name in other[:3]
+            f"{name} {'not set' if old is None else old} there, "
+            f"{'not set' if new is None else new} here"
+            for name, old, new in other[:3]
         )
         raise SpecError(
             f"--out {out} holds another evaluation ({shown}{'; ...' if len(other) > 3 else ''}); "
             "give another file, or --again to replace it"
         )
-    if work.exists() and "scores" not in result:
+    kept = Path(result.get("scores", "")).is_file()
+    if options.keep and not kept:
+        print("evaluate: --keep has nothing of what stands to keep (give --again to have it)")
+    if work.exists() and not kept and not options.dry_run:
         shutil.rmtree(work)  # killed after the file was written
     print(f"evaluate: unchanged: {out} stands as it is (--again measures anew)")
     print(evaluate_text.headline(result))
@@ -245,7 +275,6 @@ def _facts(
 ) -> dict[str, Any]:
     """Return what was measured, with what, on what."""
     rope = spec.rope or start.rope
-    tokenizer = prepared.tokenizer.result
     stride = getattr(spec.protocol, "stride_tokens", None)
     return {
         "protocol": {"name": named.name or spec.protocol.kind, **plain(spec.protocol)},
@@ -260,19 +289,14 @@ def _facts(
             "rope": None if rope is None else plain(rope),
             "rope_given": spec.rope is not None,
         },
-        "tokenizer": {
-            "sha256": prepared.tokenizer_sha256,
-            "vocabulary_size": tokenizer["vocabulary_size"],
-            "bos": tokenizer["bos"],
-            "eos": tokenizer["eos"],
-        },
+        "tokenizer": prepared.encoding,
         "data": {
             "files": prepared.files,
             "documents": tokens.result["documents"],
             "tokens": tokens.result["tokens"],
             "skipped": tokens.result.get("skipped", {}),
         },
-        "numerics": plain(spec.numerics),
+        "numerics": {**plain(spec.numerics), **start.numerics},
         "seed": spec.seed,
         "ropewalk": __version__,
     }
@@ -308,28 +332,22 @@ def _measure(
 
 
 def _estimate(spec: EvaluateJob, start: Model, tokens: Manifest, prepared: Prepared) -> None:
-    """Print what would be read and what that costs; the model is loaded, nothing is measured."""
+    """Print what would be read and what that costs; the model is loaded, nothing is measured.
+
+    Raises:
+        StageError: for whatever the evaluation would be refused for.
+    """
     if isinstance(spec.protocol, Harness):
-        print("evaluate: what the harness asks is known only once it runs")
+        with reader_of(spec, start.folder, _STEP):
+            print("evaluate: what the harness asks is known only once it runs")
         return
-    settings: Mapping[str, Any] = (
-        {"depends_on_length": depends_on_length(start.folder, spec.rope)}
-        if isinstance(spec.protocol, Losses)
-        else {}
-    )
     module = importlib.import_module(protocol_module(spec.protocol))
     tokenizer = load(prepared.tokenizer)
-    planned: Plan = module.plan(spec.protocol, spec.seed, Tokens(tokens), tokenizer, **settings)
+    planned = plan_of(spec, start.folder, Tokens(tokens), tokenizer, module)
     for outcome, cases in (("dropped", planned.dropped), ("truncated", planned.truncated)):
         if cases:
-            allowed = "" if outcome in spec.protocol.allow else f"; needs --allow {outcome}"
-            print(f"evaluate: {len(cases)} cases {outcome}, the first: {cases[0]}{allowed}")
+            print(f"evaluate: {len(cases)} cases {outcome}, the first: {cases[0]}")
     progress = cost.Progress(planned, 1)
-    with open_reader(
-        start.folder,
-        rope=spec.rope,
-        numerics=spec.numerics,
-        device=device_of(spec.device),
-        name=start.name,
-    ) as reader:
+    with reader_of(spec, start.folder, _STEP) as reader:
+        refuse_other_vocabulary(reader, tokenizer)
         progress.start(reader, cost.flops(reader, planned), snapshots=1)

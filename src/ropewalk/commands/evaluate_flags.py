@@ -1,14 +1,15 @@
 """The flags of `ropewalk evaluate`; what they mean as a spec stands in `evaluate_spec`."""
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import get_args
 
-from ropewalk.commands.flags import Run, whole_numbers, words
+from ropewalk.commands.flags import Run, add_numerics, add_rope, whole_numbers, words
 from ropewalk.evaluate.presets import PRESETS
 from ropewalk.evaluate.spec import Outcome, Protocol
 
-KINDS = tuple(kind.kind for kind in get_args(Protocol))
+KINDS: Mapping[str, type] = {kind.kind: kind for kind in get_args(Protocol)}
 
 
 def add_evaluate(command: argparse.ArgumentParser) -> None:
@@ -37,8 +38,17 @@ def add_evaluate(command: argparse.ArgumentParser) -> None:
     add("--dry-run", action="store_true", help="say what would be done and what it costs")
     _data(command)
     _protocol(command)
-    _rope(command)
-    _numerics(command)
+    add = add_rope(
+        command,
+        "rope, in place of the checkpoint's own",
+        "Llama and GPT-NeoX only",
+        "dynamic_ntk",
+        "string",
+    )
+    add("--shift", type=int, metavar="TOKENS", help="string: S, from where distances are moved")
+    add("--string-window", type=int, metavar="TOKENS", help="string: W, where they are moved to")
+    add_numerics(command)
+    _hardware(command)
 
 
 def evaluate(options: argparse.Namespace, run: Run) -> int:
@@ -108,34 +118,7 @@ def _protocol(command: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="of what is drawn, intervals included (default: 0)")
 
 
-def _rope(command: argparse.ArgumentParser) -> None:
-    add = command.add_argument_group("rope, in place of the checkpoint's own").add_argument
-    add(
-        "--rope",
-        choices=(
-            *("plain", "base", "linear", "ntk", "yarn", "yarn_revised", "log_scaled"),
-            *("dynamic_ntk", "string"),
-        ),
-        help="Llama and GPT-NeoX only",
-    )
-    add("--factor", type=float, help="linear, ntk, yarn, yarn_revised, dynamic_ntk")
-    add("--base", type=float, help="base, log_scaled: theta of the rotary embedding")
-    add("--beta-fast", type=float, help="yarn, yarn_revised (default: 32)")
-    add("--beta-slow", type=float, help="yarn, yarn_revised (default: 1)")
-    add("--log-window", type=int, help="log_scaled, in tokens (default: the pretraining window)")
-    add("--shift", type=int, metavar="TOKENS", help="string: S, from where distances are moved")
-    add("--string-window", type=int, metavar="TOKENS", help="string: W, where they are moved to")
-
-
-def _numerics(command: argparse.ArgumentParser) -> None:
-    add = command.add_argument_group(
-        "numerics and hardware",
-        "Defaults: CPU fp32 and sdpa; GPU from compute capability 8.0 on bf16 and flash (fp32: "
-        "sdpa), older ones fp16 and sdpa. Device and sequences per forward are no part of what a "
-        "result is.",
-    ).add_argument
-    add("--precision", choices=("fp32", "bf16", "fp16"))
-    add("--matmul", choices=("highest", "high", "medium"), help="of fp32 (default: highest)")
-    add("--attention", choices=("sdpa", "flash"))
+def _hardware(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument_group("hardware: no part of what a result is").add_argument
     add("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     add("--sequences-per-forward", type=int, metavar="N", help="at most (default: 8)")

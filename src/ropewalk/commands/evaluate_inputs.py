@@ -27,13 +27,14 @@ from ropewalk.data.spec import (
     TokenizeJob,
     TokenizerJob,
 )
-from ropewalk.model.config import architecture_of, rope_of
+from ropewalk.model.readers import built, foreign_attention
 from ropewalk.model.spec import Architecture, Rope
 
 _NAME = "by-hand"  # of the only source of an evaluation by flags
 _SPLIT: Split = "test"
 _WEIGHTS = (*train_inputs.SMALL, "*.safetensors")
 _TEXT_FLAGS = ("text_field", "prompt", "target_field", "text_tokens", "target_tokens")
+_ENCODING = ("vocabulary_size", "bos", "eos", "opening", "closing", "reserved_tokens")
 _TOKENIZER_FLAGS = ("scheme", "bos")
 
 
@@ -47,6 +48,7 @@ class Model:
     family: str  # model_type of its config
     architecture: Architecture | None  # None: ropewalk does not build it, transformers does
     rope: Rope | None  # its own, likewise
+    numerics: Mapping[str, str]  # that transformers' class decides in place of the flags
     window_tokens: int | None  # that its config states
     vocabulary_size: int | None
     weights: str  # fingerprint
@@ -79,9 +81,10 @@ class Prepared:
         return recipe_id("tokenize", self.job, made_from)
 
     @property
-    def tokenizer_sha256(self) -> str:
-        """Return the sha256 of tokenizer.json as the tokens were made with it."""
-        return next(file.sha256 for file in self.tokenizer.files if file.path == TOKENIZER)
+    def encoding(self) -> dict[str, Any]:
+        """Return all that the tokenizer decides: the sha256 of tokenizer.json, special tokens."""
+        sha256 = next(file.sha256 for file in self.tokenizer.files if file.path == TOKENIZER)
+        return {"sha256": sha256, **{name: self.tokenizer.result.get(name) for name in _ENCODING}}
 
     @property
     def files(self) -> list[Mapping[str, Any]]:
@@ -97,20 +100,16 @@ def model(options: argparse.Namespace) -> Model:
     """Return the model of the flags.
 
     Raises:
-        SpecError: if it is absent, holds no safetensors, or transformers does not know it.
+        SpecError: if it is absent, holds no safetensors, transformers does not know it, or its
+            config is one of ropewalk's that was changed.
     """
     name: str = options.model
     place = train_inputs.checkpoint(options, files=_WEIGHTS)
     found = train_inputs.config(name, place)
-    architecture: Architecture | None
-    rope: Rope | None
     try:
-        architecture, rope = architecture_of(found), rope_of(found)
-    except (StageError, SpecError, ValueError, KeyError):
-        architecture = rope = None
-    try:
+        own = built(found)
         weights = train_inputs.fingerprint(place)
-    except StageError as error:
+    except (StageError, SpecError) as error:
         raise SpecError(f"--model {name}: {error}") from None
     text = found.get_text_config(decoder=True)
     return Model(
@@ -118,8 +117,9 @@ def model(options: argparse.Namespace) -> Model:
         folder=place,
         revision=place.name if name.startswith(train_inputs.HUB) else None,
         family=found.model_type,
-        architecture=architecture,
-        rope=rope,
+        architecture=None if own is None else own[0],
+        rope=None if own is None else own[1],
+        numerics={} if own is not None else {"attention": foreign_attention(found)},
         window_tokens=getattr(text, "max_position_embeddings", None),
         vocabulary_size=getattr(text, "vocab_size", None),
         weights=weights,
@@ -218,7 +218,13 @@ def _tokenizer(options: argparse.Namespace, start: Model) -> ImportedTokenizer:
 def prepare(
     options: argparse.Namespace, start: Model, found: Text, work: Path, run: Run
 ) -> Prepared:
-    """Make inventory and tokenizer below `work`, or check the folder of tokens."""
+    """Make inventory and tokenizer below `work`, or check the folder of tokens.
+
+    Raises:
+        SpecError: for flags that name no source, tokenizer or prompt that can be.
+        StageError: if a tokenizer or a file of documents cannot be read.
+        ArtifactError: for a damaged folder of tokens.
+    """
     if found.tokens is not None:
         (corpus,) = found.tokens.corpora
         return Prepared(

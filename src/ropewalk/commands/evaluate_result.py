@@ -5,8 +5,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from ropewalk.evaluate import intervals
 from ropewalk.evaluate.intervals import DRAWS, LEVEL, Interval
 from ropewalk.evaluate.spec import Conventions, CopyProbe, Losses, Protocol
@@ -67,15 +65,26 @@ def losses(found: Mapping[str, Any], seed: int) -> Json:
     }
 
 
-def _of_perplexity(found: Mapping[str, Any], seed: int) -> Json | None:
-    """Return the interval of the perplexity; None for one document, which shows no spread."""
-    sums = found.get("weighted_sums", found["nll_sums"])
-    counts = found.get("weights", found["tokens"])
+def _of_perplexity(losses: Mapping[str, Any], seed: int) -> Json | None:
+    """Return the interval of the perplexity; None for one document, which shows no spread.
+
+    An end beyond a float64 is None.
+    """
+    sums = losses.get("weighted_sums", losses["nll_sums"])
+    counts = losses.get("weights", losses["tokens"])
     if len(sums) < 2:
         return None
-    mean = _mean(sums, counts, seed)
-    ends = Interval(low=math.exp(mean.low), high=math.exp(mean.high))
-    return _described(ends, "token_perplexity", "document bootstrap", seed)
+    mean = intervals.mean_nll(sums, counts, seed=seed)
+    found = _described(mean, "token_perplexity", "document bootstrap", seed)
+    return {**found, "low": _exp(mean.low), "high": _exp(mean.high)}
+
+
+def _exp(nats: float) -> float | None:
+    """Return exp(nats), None where that is beyond a float64."""
+    try:
+        return math.exp(nats)
+    except OverflowError:
+        return None
 
 
 def _cell(cell: Mapping[str, Any], seed: int) -> Json:
@@ -87,16 +96,10 @@ def _cell(cell: Mapping[str, Any], seed: int) -> Json:
     if weights is None and set(scores) <= {0.0, 1.0}:
         share = intervals.wilson(int(sum(scores)), len(scores))
         return {**cell, "interval": _described(share, "mean", "Wilson", seed)}
-    counts = [1.0] * len(scores) if weights is None else list(weights)
+    counts: list[Any] = [1.0] * len(scores) if weights is None else list(weights)
     sums = [score * count for score, count in zip(scores, counts, strict=True)]
-    mean = _mean(sums, counts, seed)
+    mean = intervals.mean_nll(sums, counts, seed=seed)
     return {**cell, "interval": _described(mean, "mean", "sample bootstrap", seed)}
-
-
-def _mean(sums: Sequence[float], counts: Sequence[float], seed: int) -> Interval:
-    """Return the interval of sum(sums) / sum(counts), both drawn together."""
-    drawn = intervals.nll_draws(np.array([sums]), np.array([counts]), seed=seed)
-    return intervals.percentile(drawn[0])
 
 
 def _described(found: Interval, of: str, method: str, seed: int) -> Json:

@@ -3,15 +3,17 @@
 import argparse
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from ropewalk.base.canonical import plain
+from ropewalk.base.canonical import leaves, plain
 from ropewalk.base.files import read_json
 from ropewalk.base.spec import SpecError, decode, suggestion
 from ropewalk.base.stage import StageError
 from ropewalk.commands import train_spec
+from ropewalk.commands.evaluate_flags import KINDS
 from ropewalk.commands.flags import given, refuse, spelled
 from ropewalk.evaluate import presets
 from ropewalk.evaluate.spec import (
@@ -51,7 +53,6 @@ _FIELDS: Mapping[str, Mapping[str, str]] = {  # kind -> field -> the flag that s
     },
 }
 _FLAGS = tuple(dict.fromkeys(flag for fields in _FIELDS.values() for flag in fields.values()))
-_KINDS: Mapping[str, type] = {kind.kind: kind for kind in get_args(Protocol)}
 _STRING_FLAGS = ("shift", "string_window")
 _TRAINED_FLAGS = ("factor", "base", "beta_fast", "beta_slow", "log_window")
 
@@ -90,7 +91,7 @@ def protocol(options: argparse.Namespace, window_tokens: int | None) -> Named:
 
 def _of_kind(name: str, options: argparse.Namespace, window_tokens: int | None) -> Protocol:
     settings = _settings(name, _FIELDS[name], options, window_tokens)
-    kind = _KINDS[name]
+    kind = KINDS[name]
     needed = {f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING}
     for field in sorted(needed - set(settings)):
         raise SpecError(f"--protocol {name} needs {spelled(_FIELDS[name][field])}")
@@ -151,10 +152,10 @@ def _settings(
 
 def _decoded(data: Any) -> Protocol:
     kind = str(data.get("kind")) if isinstance(data, dict) else ""
-    if kind not in _KINDS:
-        raise SpecError(f"--protocol: kind {kind!r} is unknown; {suggestion(kind, _KINDS)}")
+    if kind not in KINDS:
+        raise SpecError(f"--protocol: kind {kind!r} is unknown; {suggestion(kind, KINDS)}")
     settings = {key: value for key, value in data.items() if key != "name"}  # of a result's own
-    found: Protocol = decode(_KINDS[kind], settings, ("--protocol",))
+    found: Protocol = decode(KINDS[kind], settings, ("--protocol",))
     return found
 
 
@@ -222,17 +223,26 @@ def rope(
     return train_spec.rope(options, architecture, theirs)
 
 
-_SPOKEN = {  # setting of a protocol, as messages name it -> the flag that sets it
+_SPOKEN = {  # setting of a protocol, as messages and keys name it -> the flag that sets it
     "protocol.contexts": "--context",
     "protocol.context_tokens": "--context",
+    "protocol.scored_tokens": "--scored-tokens",
     "protocol.documents": "--documents",
+    "protocol.limit": "--documents",
     "protocol.minimum_tokens": "--minimum-tokens",
     "protocol.cut_tokens": "--cut-tokens",
     "protocol.stride_tokens": "--stride",
+    "protocol.distances": "--distances",
+    "protocol.trials": "--trials",
+    "protocol.samples": "--trials",
     "protocol.tasks": "--tasks",
+    "protocol.lengths": "--lengths",
+    "protocol.shots": "--shots",
+    "protocol.folder": "--task-folder",
     "protocol.allow": "--allow",
     "stride_tokens": "--stride",
     "scored_tokens": "--scored-tokens",
+    "minimum_tokens": "--minimum-tokens",
     "cut_tokens": "--cut-tokens",
     "context_tokens": "--context",
     "the shortest context": "the shortest --context",
@@ -242,7 +252,10 @@ _ALWAYS = {
     "source.text_field": "--text-field",
     "prompt.target_field": "--target-field",
     "set tokenizer.bos to true or false": "give --bos or --no-bos",
-    "tokenizer.bos": "--bos",
+    "set protocol.bos to 'none', or name its BOS in tokenizer.bos": (
+        'choose a protocol that reads none (--protocol pi_sliding; in JSON "bos": "none"), or '
+        "give as --tokenizer a folder whose tokenizer_config.json has a bos_token"
+    ),
     "tokenizer.scheme": "--scheme",
     "numerics.precision": "--precision",
     "numerics.attention": "--attention",
@@ -252,8 +265,34 @@ _ALWAYS = {
 def by_flags(message: str, *, named: bool) -> str:
     """Return a message about settings of a spec as one about flags.
 
-    `named`: the protocol is a preset or a kind, whose settings are flags.
+    `named`: the protocol is a preset or a kind, whose settings are flags. What stands in a path, in
+    the name of a file or in quotes is none of them.
     """
     for setting, flag in {**_ALWAYS, **(_SPOKEN if named else {})}.items():
-        message = message.replace(setting, flag)
+        pattern = rf"(?<![\w./'\"-]){re.escape(setting)}(?![\w/-]|\.\w)"
+        message = re.sub(pattern, flag, message)
     return message
+
+
+def differences(
+    there: Mapping[str, Any], here: Mapping[str, Any], *, named: bool
+) -> list[tuple[str, Any, Any]]:
+    """Return how two keys differ: (flag or setting, its value there, here), None where not set.
+
+    `named` is as for `by_flags`.
+    """
+    then, now = (dict(leaves(_windows_as_list(key))) for key in (there, here))
+    return [
+        (_SPOKEN.get(name, name) if named else name, then.get(name), now.get(name))
+        for name in sorted({*then, *now})
+        if then.get(name) != now.get(name)
+    ]
+
+
+def _windows_as_list(key: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a key with the contexts of its protocol as --context takes them."""
+    protocol = dict(key.get("protocol", {}))
+    contexts = protocol.get("contexts")
+    if isinstance(contexts, Mapping) and all(name == str(n) for name, n in contexts.items()):
+        protocol["contexts"] = sorted(contexts.values())
+    return {**key, "protocol": protocol}

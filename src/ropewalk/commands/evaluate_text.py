@@ -52,7 +52,7 @@ def lines(
             )
         )
     told += [
-        ("numerics", _pairs(plain(spec.numerics))),
+        ("numerics", _pairs({**plain(spec.numerics), **model.numerics})),
         ("device", f"{spec.device}, up to {spec.sequences_per_forward} sequences per forward"),
         ("result", f"{out}{' (begun, goes on)' if begun else ''}"),
         *(("remark", remark) for remark in remarks),
@@ -85,7 +85,8 @@ def headline(result: Mapping[str, Any]) -> str:
 def _interval(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return ""
-    return f" [{found['low']:.6g}, {found['high']:.6g}]"
+    ends = (found[end] for end in ("low", "high"))
+    return f" [{', '.join('too large' if end is None else f'{end:.6g}' for end in ends)}]"
 
 
 def _settings(settings: dict[str, Any]) -> str:

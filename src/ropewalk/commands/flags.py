@@ -52,6 +52,36 @@ def given(kind: type, settings: dict[str, Any], flag: str = "") -> Any:
     return decode(kind, settings, (flag,) if flag else ())
 
 
+def add_rope(command: argparse.ArgumentParser, title: str, help_: str, *more: str) -> Any:
+    """Add the flags of the ropes one trains under; `more` are names of others.
+
+    Returns what adds further flags to the same group.
+    """
+    add = command.add_argument_group(title).add_argument
+    trained = ("plain", "base", "linear", "ntk", "yarn", "yarn_revised", "log_scaled")
+    add("--rope", choices=(*trained, *more), help=help_)
+    scaled = ", ".join(["linear", "ntk", "yarn", "yarn_revised", *more[:1]])
+    add("--factor", type=float, help=f"{scaled}: times the window")
+    add("--base", type=float, help="base, log_scaled: theta of the rotary embedding")
+    add("--beta-fast", type=float, help="yarn, yarn_revised (default: 32)")
+    add("--beta-slow", type=float, help="yarn, yarn_revised (default: 1)")
+    add("--log-window", type=int, help="log_scaled, in tokens (default: the pretraining window)")
+    return add
+
+
+def add_numerics(command: argparse.ArgumentParser) -> None:
+    """Add the flags of the numerics."""
+    add = command.add_argument_group(
+        "numerics: part of what a result is",
+        "Defaults: CPU fp32 and sdpa; GPU from compute capability 8.0 on bf16 and flash (fp32: "
+        "sdpa), older ones fp16 and sdpa. What you give is never changed: hardware that cannot do "
+        "it refuses.",
+    ).add_argument
+    add("--precision", choices=("fp32", "bf16", "fp16"))
+    add("--matmul", choices=("highest", "high", "medium"), help="of fp32 (default: highest)")
+    add("--attention", choices=("sdpa", "flash"))
+
+
 def whole_numbers(text: str) -> tuple[int, ...]:
     """Return the value of a flag that takes whole numbers with commas between."""
     try:

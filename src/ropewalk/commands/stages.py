@@ -106,7 +106,7 @@ def _runner(stage: Stage) -> Any:
             folder=options.out,
             rebuilds=options.rebuilds,
             listing=_listing(spec) if options.listing is None else options.listing,
-            libraries={**dict.fromkeys(stage.libraries), **_pins(options.library)},
+            libraries={**dict.fromkeys(stage.libraries_of(spec)), **_pins(options.library)},
             accepted=_accepted(options.accept),
         )
         return 0
@@ -127,7 +127,7 @@ def _by_hand(name: str, spec: Any, folder: Path, inputs: dict[str, Path]) -> Man
         inputs=inputs,
         folder=folder,
         listing=_listing(spec),
-        libraries=dict.fromkeys(stage.libraries),
+        libraries=dict.fromkeys(stage.libraries_of(spec)),
     )
 
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ropewalk.commands.flags import Run, whole_numbers
+from ropewalk.commands.flags import Run, add_numerics, add_rope, whole_numbers
 
 # A forward pass of one process reads this many tokens, or one row: enough for matrix products to be
 # efficient, few enough for a model of a few billion parameters. No part of what a run is.
@@ -34,10 +34,14 @@ def add_train(command: argparse.ArgumentParser) -> None:
     add("--weight", action="append", type=float, help="share of each, in the order of --data")
     add("--tokenizer", type=Path, metavar="FOLDER", help="theirs (default: tokenizer/ in --data)")
     add("--dry-run", action="store_true", help="say what would be done and print the spec")
-    _rope(command)
+    add_rope(
+        command,
+        "rope: how positions become angles",
+        "default: what the checkpoint has; linear is Position Interpolation",
+    )
     _positions(command)
     _schedule(command)
-    _numerics(command)
+    add_numerics(command)
     _hardware(command)
 
 
@@ -46,20 +50,6 @@ def train(options: argparse.Namespace, run: Run) -> int:
     from ropewalk.commands import train_by_hand
 
     return train_by_hand.train(options, run)
-
-
-def _rope(command: argparse.ArgumentParser) -> None:
-    add = command.add_argument_group("rope: how positions become angles").add_argument
-    add(
-        "--rope",
-        choices=("plain", "base", "linear", "ntk", "yarn", "yarn_revised", "log_scaled"),
-        help="default: what the checkpoint has; linear is Position Interpolation",
-    )
-    add("--factor", type=float, help="linear, ntk, yarn, yarn_revised: times the window")
-    add("--base", type=float, help="base, log_scaled: theta of the rotary embedding")
-    add("--beta-fast", type=float, help="yarn, yarn_revised (default: 32)")
-    add("--beta-slow", type=float, help="yarn, yarn_revised (default: 1)")
-    add("--log-window", type=int, help="log_scaled, in tokens (default: the pretraining window)")
 
 
 def _positions(command: argparse.ArgumentParser) -> None:
@@ -115,18 +105,6 @@ def _schedule(command: argparse.ArgumentParser) -> None:
         metavar="A,B,...",
         help="export the weights after these steps too",
     )
-
-
-def _numerics(command: argparse.ArgumentParser) -> None:
-    add = command.add_argument_group(
-        "numerics: part of what a run is",
-        "Defaults: CPU fp32 and sdpa; GPU from compute capability 8.0 on bf16 and flash (fp32: "
-        "sdpa), older ones fp16 and sdpa. What you give is never changed: hardware that cannot do "
-        "it refuses.",
-    ).add_argument
-    add("--precision", choices=("fp32", "bf16", "fp16"))
-    add("--matmul", choices=("highest", "high", "medium"), help="of fp32 (default: highest)")
-    add("--attention", choices=("sdpa", "flash"))
 
 
 def _hardware(command: argparse.ArgumentParser) -> None:

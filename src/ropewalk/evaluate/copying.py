@@ -18,7 +18,6 @@ cannot be copied, and it is left out of both.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -137,16 +136,13 @@ def summarise(
     trial. `accuracy` is the share of first choices in the second showing at every distance,
     `chance_accuracy` that in the first. `reach` is the effective length by the mean drops, and
     `reach_interval` its 95 % interval by the bootstrap over trials (the same at all distances).
-    Losses that are not finite are left out; where a showing has no other, its loss is null and the
-    drop 0: nothing was copied.
     """
     trials, places = len(rows.segments), len(rows.distances)
     first_nll, first_hits = _means(scores[FIRST], rows)  # [trials]
     second_nll, second_hits = (
         found.reshape(places, trials) for found in _means(scores[SECOND], rows)
     )
-    gained = first_nll - second_nll
-    drops = np.where(np.isfinite(gained), gained, 0.0)
+    drops = first_nll - second_nll
     share, least = protocol.share, protocol.least_nats
     mean = drops.mean(axis=1)[None]
     reach = int(effective_length(rows.distances, mean, share=share, least_nats=least)[0])
@@ -157,8 +153,8 @@ def summarise(
         "context_tokens": protocol.context_tokens,
         "distances": list(rows.distances),
         "trials": [trials] * places,
-        "first_nll": [_or_null(first_nll)] * places,
-        "second_nll": [_or_null(row) for row in second_nll],
+        "first_nll": [first_nll.tolist()] * places,
+        "second_nll": second_nll.tolist(),
         "drops": drops.tolist(),
         "accuracy": second_hits.mean(axis=1).tolist(),
         "chance_accuracy": float(first_hits.mean()),
@@ -173,12 +169,4 @@ def _means(scores: Scores, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
     size = rows.segments.shape[1]
     nll = scores.nll.astype(np.float64).reshape(-1, size)[:, 1:]
     hits = scores.hit.reshape(-1, size)[:, 1:]
-    finite = np.isfinite(nll)
-    counts = finite.sum(axis=1)
-    sums = np.where(finite, nll, 0.0).sum(axis=1)
-    means = np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0)
-    return means, hits.mean(axis=1)
-
-
-def _or_null(values: np.ndarray) -> list[float | None]:
-    return [value if math.isfinite(value) else None for value in values.tolist()]
+    return nll.mean(axis=1), hits.mean(axis=1)

@@ -55,8 +55,9 @@ def run(
     A cell has the `scores` of its documents in `metric`, the paper's or else the first of the task,
     and their `mean`, weighted by `weights` where there are any. `value` is what the harness prints:
     the mean, but for perplexities, whose scores are nats (per word or byte, where it weighs so).
-    `metrics` are all numbers of the harness for the task, `task_hash` is of documents, prompts and
-    targets, as it computes it, `stderr` the standard error of an unweighted mean.
+    `metrics` are all numbers of the harness for the task (null: not finite), `task_hash` is of
+    documents, prompts and targets, as it computes it, `stderr` the standard error of an unweighted
+    mean.
 
     Data sets are kept where HF_DATASETS_CACHE or HF_HOME say, else in
     `work_folder`. Texts that are read together, `sequences` at most, are of one length.
@@ -238,18 +239,23 @@ def _cell(task: Any, results: Any, benchmark: Benchmark | None, shots: int) -> J
     sign = -1.0 if metric in (*PER_UNIT, "perplexity") else 1.0
     unit = math.log(2) if metric == "bits_per_byte" else 1.0
     scores = [sign * float(score) / unit for score in found]
+    if broken := [number for number, score in enumerate(scores) if not math.isfinite(score)]:
+        raise StageError(
+            f"task {name!r}: the {metric} of {len(broken)} documents is not finite, the first is "
+            f"number {broken[0]}: a task must give a number for each"
+        )
     cell: Json = {
         "task": name,
         "metric": metric,
         "scores": scores,
         "mean": float(np.average(scores, weights=weights)),
-        "value": printed[key],
+        "value": _or_none(printed[key]),
         "stderr": _standard_error(scores) if weights is None else None,
         "documents": len(scores),
         "shots": shots,
         "version": str(results["versions"][name]),
         "task_hash": _task_hash(samples),
-        "metrics": printed,
+        "metrics": {key: _or_none(number) for key, number in printed.items()},
     }
     if weights is not None:
         cell["weights"] = weights
@@ -277,6 +283,11 @@ def _chosen(
     raise StageError(
         f"task {task!r} has no metric with a number for every document, only {', '.join(printed)}"
     )
+
+
+def _or_none(number: Any) -> Any:
+    """Return a number of the harness, None for one that JSON cannot hold."""
+    return None if isinstance(number, float) and not math.isfinite(number) else number
 
 
 def _standard_error(scores: Sequence[float]) -> float | None:

@@ -22,7 +22,9 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from ropewalk.base.stage import StageError
 from ropewalk.data.encoding import LoadedTokenizer
 from ropewalk.evaluate.sampling import Nucleus
+from ropewalk.evaluate.scorer import at_once
 from ropewalk.evaluate.spec import Outcome
+from ropewalk.model.decode import NotFiniteError
 from ropewalk.model.reader import Choose, Reader, greedy
 
 NEW_TOKENS = 256  # of an answer, where a task does not say; the harness's own default
@@ -135,10 +137,19 @@ class Bridge(LM):
         for (_, way, task), same in itertools.groupby(
             order, key=lambda i: (len(prompts[i]), *ways[i][:2])
         ):
-            for batch in _batches(same, self._sequences):
-                found = self._generate(
-                    [prompts[i] for i in batch], way, f"harness/{task}", [ways[i][2] for i in batch]
-                )
+            rows = list(same)
+            size = at_once(self._sequences, len(prompts[rows[0]]) + way.new_tokens)
+            for batch in _batches(rows, size):
+                try:
+                    found = self._generate(
+                        [prompts[i] for i in batch],
+                        way,
+                        f"harness/{task}",
+                        [ways[i][2] for i in batch],
+                    )
+                except NotFiniteError as error:
+                    broken = _name(requests[batch[error.row]])
+                    raise StageError(f"{self._reader.name}, {broken}: {error}") from None
                 for i, text in zip(batch, found, strict=True):
                     answers[i] = text
         self.requests += len(requests)
@@ -221,17 +232,21 @@ class Bridge(LM):
             else:
                 several.append(number)
         for same in _equal(sorted(single), len):  # in an order that is not that of the requests
-            for batch in _batches(same, self._sequences):
+            for batch in _batches(same, at_once(self._sequences, len(same[0]))):
                 self._score_last(batch, [single[ids] for ids in batch], rows, found)
         several.sort(key=lambda number: rows[number].ids)
         for equal in _equal(several, lambda number: len(rows[number].ids)):
-            for numbers in _batches(equal, self._sequences):
+            size = at_once(self._sequences, len(rows[equal[0]].ids) - 1)
+            for numbers in _batches(equal, size):
                 self._score_many(numbers, rows, found)
         self.scored_tokens += sum(row.scored for row in rows)
         for request, (nats, _) in zip(requests, found, strict=True):
             if not math.isfinite(nats):
-                lost = f"{self._reader.name}: the loss of {_name(request)} is not finite"
-                self._count("non_finite", lost)
+                raise StageError(
+                    f"{self._reader.name}: the loss of {_name(request)} is not finite: the weights "
+                    "or numerics.precision overflow there; evaluate in fp32 or bf16, or look at "
+                    "the loss curve of the run"
+                )
         return found
 
     def _score_many(

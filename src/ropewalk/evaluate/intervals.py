@@ -69,7 +69,7 @@ def nll_draws(
 
 def mean_nll(
     nll_sums: Sequence[float],
-    tokens: Sequence[int],
+    tokens: Sequence[float],
     *,
     seed: int,
     draws: int = DRAWS,

@@ -19,10 +19,11 @@ from ropewalk.data.tokens import Tokens
 from ropewalk.evaluate import cost
 from ropewalk.evaluate.plan import Plan, Prompts, Replies
 from ropewalk.evaluate.sampling import chooser
-from ropewalk.evaluate.scorer import SCORER_VERSION, Scores, score
+from ropewalk.evaluate.scorer import SCORER_VERSION, Scores, at_once, score
 from ropewalk.evaluate.spans import Spans
 from ropewalk.evaluate.spec import EvaluateJob, Harness, Losses
 from ropewalk.evaluate.store import Blocks, cut, lengths_of, write_scores
+from ropewalk.model.decode import NotFiniteError
 from ropewalk.model.reader import Reader
 from ropewalk.model.readers import depends_on_length, device_of, open_reader
 
@@ -86,7 +87,7 @@ def measure(
     """
     if isinstance(spec.protocol, Harness):
         return _harness(spec, folders, tokenizer, blocks, module)
-    planned = _plan(spec, list(folders.values())[-1], tokens, tokenizer, module)
+    planned = plan_of(spec, list(folders.values())[-1], tokens, tokenizer, module)
     work = {label: cut(lengths_of(asked)) for label, asked in _asked(planned)}
     paths = {
         step: {
@@ -102,14 +103,18 @@ def measure(
         todo = []
         for label, pieces in work.items():
             for piece, path in zip(pieces, paths[step][label], strict=True):
-                if path.is_file():
-                    progress.skip(sum(sizes[label][piece]))
-                else:
+                if not path.is_file():
                     todo.append((label, piece, path))
+                    continue
+                if label in planned.spans:  # what lies there may have been allowed to be lost
+                    _non_finite(spec, planned, str(folder), label, blocks.scores([path]))
+                progress.skip(sum(sizes[label][piece]))
         if not todo:
             continue
-        with _reader(spec, folder, step) as reader:
-            _refuse_other_vocabulary(reader, tokenizer)
+        # Longest sequences first, so that memory fails early; blocks know nothing of each other.
+        todo.sort(key=lambda item: -max(sizes[item[0]][item[1]], default=0))
+        with reader_of(spec, folder, step) as reader:
+            refuse_other_vocabulary(reader, tokenizer)
             flops = cost.flops(reader, planned)
             write_json(blocks.note("flops"), flops)
             progress.start(reader, flops, snapshots=len(folders))
@@ -117,6 +122,8 @@ def measure(
                 clock = time.monotonic()
                 block = _block(spec, reader, planned, asked[label], piece)
                 blocks.write(path, block, time.monotonic() - clock)
+                if isinstance(block, Scores):
+                    _non_finite(spec, planned, str(folder), label, block)
                 progress.add(step, sum(sizes[label][piece]))
     one = read_json(blocks.note("flops"))  # of a snapshot: all have one architecture
     numbers = {
@@ -138,7 +145,7 @@ def measure(
     )
 
 
-def _plan(
+def plan_of(
     spec: EvaluateJob, folder: Path, tokens: Tokens, tokenizer: LoadedTokenizer, module: Any
 ) -> Plan:
     """Return what the protocol asks of a model; what is lost must be allowed to be."""
@@ -189,15 +196,20 @@ def _replies(spec: EvaluateJob, reader: Reader, prompts: Prompts, piece: slice) 
     found: dict[int, Any] = {}
     for length in sorted({len(prompts.ids[row]) for row in rows}, reverse=True):
         same = [row for row in rows if len(prompts.ids[row]) == length]
-        for begin in range(0, len(same), spec.sequences_per_forward):
-            batch = same[begin : begin + spec.sequences_per_forward]
+        size = at_once(spec.sequences_per_forward, length + prompts.new_tokens)
+        for begin in range(0, len(same), size):
+            batch = same[begin : begin + size]
             ids = torch.stack([torch.from_numpy(prompts.ids[row]) for row in batch])
-            answers = reader.generate(
-                ids.to(reader.device),
-                prompts.new_tokens,
-                chooser(prompts, batch, spec.seed),
-                prompts.stop,
-            )
+            try:
+                answers = reader.generate(
+                    ids.to(reader.device),
+                    prompts.new_tokens,
+                    chooser(prompts, batch, spec.seed),
+                    prompts.stop,
+                )
+            except NotFiniteError as error:
+                name = prompts.names[batch[error.row]]
+                raise StageError(f"{reader.name}, {name}: {error}") from None
             found.update(zip(batch, answers, strict=True))
     return Replies(ids=[found[row] for row in rows])
 
@@ -211,39 +223,48 @@ def _summary(
 ) -> Json:
     """Return the numbers of one snapshot with its counted outcomes."""
     scores = {label: blocks.scores(paths[label]) for label in planned.spans}
-    lost = _non_finite(scores, planned)
-    if lost and "non_finite" not in spec.protocol.allow:
-        raise StageError(
-            f"{name}: {len(lost)} losses are not finite, the first is {lost[0]}: the weights or "
-            "numerics.precision overflow there; evaluate in fp32 or bf16, look at the loss curve "
-            "of the run, or add 'non_finite' to protocol.allow to have them counted and left out"
-        )
+    lost = sum(_non_finite(spec, planned, name, *found) for found in scores.items())
     replies = {label: blocks.replies(paths[label]) for label in planned.prompts}
     return {
         **planned.summarise(scores, replies),
         "outcomes": {
             "sequences": planned.sequences,
             "scored_tokens": planned.scored,
-            "non_finite": len(lost),
+            "non_finite": lost,
             "dropped": len(planned.dropped),
             "truncated": len(planned.truncated),
         },
     }
 
 
-def _non_finite(scores: Mapping[str, Scores], planned: Plan) -> list[str]:
-    """Return in words which scored tokens have no finite loss."""
+def _non_finite(spec: EvaluateJob, planned: Plan, name: str, label: str, scores: Scores) -> int:
+    """Return how many losses are not finite.
+
+    Raises:
+        StageError: if there is one and the protocol does not allow that.
+    """
     import numpy as np
 
-    return [
-        f"that of document {planned.documents[int(found.document[row])]!r} at position "
-        f"{int(found.position[row])} after {int(found.preceding[row])} tokens ({label})"
-        for label, found in scores.items()
-        for row in np.flatnonzero(~np.isfinite(found.nll)).tolist()
-    ]
+    lost = np.flatnonzero(~np.isfinite(scores.nll))
+    if len(lost) and "non_finite" not in spec.protocol.allow:
+        allowed = isinstance(spec.protocol, Losses)
+        raise StageError(
+            f"{name}: {len(lost)} losses are not finite, the first is that of document "
+            f"{planned.documents[int(scores.document[lost[0]])]!r} at position "
+            f"{int(scores.position[lost[0]])} after {int(scores.preceding[lost[0]])} tokens "
+            f"({label}): the weights or numerics.precision overflow there; evaluate in fp32 or "
+            "bf16, or look at the loss curve of the run"
+            + (
+                "; or add 'non_finite' to protocol.allow to have them counted and left out"
+                if allowed
+                else ""
+            )
+        )
+    return len(lost)
 
 
-def _reader(spec: EvaluateJob, folder: Path, step: int) -> Any:
+def reader_of(spec: EvaluateJob, folder: Path, step: int) -> Any:
+    """Open the weights of a snapshot as an evaluation reads them, see `open_reader`."""
     return open_reader(
         folder,
         rope=spec.rope,
@@ -253,7 +274,8 @@ def _reader(spec: EvaluateJob, folder: Path, step: int) -> Any:
     )
 
 
-def _refuse_other_vocabulary(reader: Reader, tokenizer: LoadedTokenizer) -> None:
+def refuse_other_vocabulary(reader: Reader, tokenizer: LoadedTokenizer) -> None:
+    """Raise StageError for a model that does not know every token of the tokenizer."""
     if reader.vocabulary_size < tokenizer.vocabulary_size:
         raise StageError(
             f"{reader.name} has a vocabulary of {reader.vocabulary_size}, the tokenizer one of "
@@ -275,7 +297,7 @@ def _harness(
         path = blocks.note(f"{step}-harness")
         if not path.is_file():
             clock = time.monotonic()
-            with _reader(spec, folder, step) as reader:
+            with reader_of(spec, folder, step) as reader:
                 found = module.run(
                     spec.protocol,
                     reader,

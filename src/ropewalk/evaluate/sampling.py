@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import torch
 
 from ropewalk.base.rng import generator
-from ropewalk.base.stage import StageError
 from ropewalk.evaluate.plan import Prompts
 from ropewalk.model.reader import Choose, greedy
 
@@ -35,7 +34,7 @@ def nucleus(
 
 
 class Nucleus:
-    """A `Choose` that draws the token of a prompt and step from generator(seed, purpose, both)."""
+    """A `Choose` that draws the token of a prompt and step from a generator of these and a seed."""
 
     def __init__(
         self,
@@ -43,10 +42,10 @@ class Nucleus:
         temperature: float,
         top_p: float,
         seed: int,
-        prompts: Sequence[int],
+        prompts: Sequence[int | str],
         purpose: str = "nucleus",
     ) -> None:
-        """`prompts` number the rows: the same number draws the same in every batch."""
+        """`prompts` name or number the rows: the same name draws the same in every batch."""
         self._temperature = temperature
         self._top_p = top_p
         self._seed = seed
@@ -54,27 +53,25 @@ class Nucleus:
         self._purpose = purpose
 
     def __call__(self, logits: torch.Tensor, step: int) -> torch.Tensor:
-        """Return the next token of every row.
-
-        Raises:
-            StageError: if logits are NaN or plus infinity, which leave no probabilities.
-        """
-        if logits.isnan().any() or logits.isposinf().any():
-            raise StageError(
-                f"prompts {list(self._prompts)}: logits of step {step} are not finite: the weights "
-                "or numerics.precision overflow there; evaluate in fp32 or bf16"
-            )
+        """Return the next token of every row."""
         drawn = [
-            generator(self._seed, self._purpose, prompt, step).random() for prompt in self._prompts
+            generator(self._seed, f"{self._purpose}/{prompt}", step).random()
+            for prompt in self._prompts
         ]
         numbers = torch.tensor(drawn, dtype=torch.float64, device=logits.device)
         return nucleus(logits, self._temperature, self._top_p, numbers)
 
 
 def chooser(prompts: Prompts, rows: Sequence[int], seed: int) -> Choose:
-    """Return how the tokens that follow some of `prompts`, numbered by `rows`, are chosen."""
+    """Return how the tokens that follow some of `prompts`, those in `rows`, are chosen.
+
+    Draws are addressed by the name of a prompt, so that none depends on which others there are.
+    """
     if prompts.temperature == 0:
         return greedy
     return Nucleus(
-        temperature=prompts.temperature, top_p=prompts.top_p, seed=seed, prompts=tuple(rows)
+        temperature=prompts.temperature,
+        top_p=prompts.top_p,
+        seed=seed,
+        prompts=[prompts.names[row] for row in rows],
     )

@@ -98,6 +98,11 @@ def _tensor(rows: Sequence[np.ndarray], reader: Reader, *, scored: bool = False)
     return torch.from_numpy(ids).to(reader.device)
 
 
+def at_once(sequences: int, tokens: int) -> int:
+    """Return how many sequences of `tokens` tokens, at most `sequences`, one forward pass reads."""
+    return max(1, min(sequences, TOKENS_AT_ONCE // max(1, tokens)))
+
+
 def _batches(spans: Spans, sequences: int) -> Iterator[np.ndarray]:
     """Yield row indices in batches of one shape, longest first (memory fails early)."""
     first = spans.scored_start - spans.start + spans.opening
@@ -105,7 +110,7 @@ def _batches(spans: Spans, sequences: int) -> Iterator[np.ndarray]:
     found, group = np.unique(shapes, axis=0, return_inverse=True)
     for index in range(len(found) - 1, -1, -1):
         rows = np.flatnonzero(group.reshape(-1) == index)
-        size = max(1, min(sequences, TOKENS_AT_ONCE // max(1, int(found[index, 0]))))
+        size = at_once(sequences, int(found[index, 0]))
         for begin in range(0, len(rows), size):
             yield rows[begin : begin + size]
 

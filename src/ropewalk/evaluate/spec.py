@@ -26,10 +26,24 @@ def _shortest(contexts: Mapping[str, int]) -> int:
     return min(contexts.values())
 
 
-def _at_least(minimum: int, **values: int | None) -> None:
+def _at_least(minimum: int, **values: float | None) -> None:
     for name, value in values.items():
         if value is not None and value < minimum:
             raise ValueError(f"{name} {value} must be at least {minimum}")
+
+
+def _shares(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 < value <= 1:
+            raise ValueError(f"{name} {value} must lie in (0, 1]")
+
+
+def _all_finite(allow: tuple[Outcome, ...]) -> None:
+    if "non_finite" in allow:
+        raise ValueError(
+            "allow 'non_finite' is for losses of a given text alone: without its numbers a trial "
+            "or an answer is neither right nor wrong; name dropped or truncated, or none"
+        )
 
 
 # Losses of a given text.
@@ -52,6 +66,7 @@ class SameTokens:
 
     def __post_init__(self) -> None:
         shortest = _shortest(self.contexts)
+        _at_least(1, documents=self.documents)
         if not 0 < self.scored_tokens < shortest:
             raise ValueError(
                 f"scored_tokens {self.scored_tokens} must lie between 1 and the shortest context "
@@ -90,6 +105,7 @@ class SlidingWindow:
     def __post_init__(self) -> None:
         shortest = _shortest(self.contexts)
         _at_least(1, documents=self.documents)
+        _at_least(0, minimum_tokens=self.minimum_tokens)
         if self.window == "tokens" and shortest < 2:
             raise ValueError(f"the context {shortest} is below 2: no token can be scored")
         longest = shortest if self.window == "inputs" else shortest - 1
@@ -99,8 +115,7 @@ class SlidingWindow:
                 f"shortest context {shortest} can score (nothing predicts the first token of a "
                 "window)"
             )
-        if self.cut_tokens is not None and self.cut_tokens < 2:
-            raise ValueError(f"cut_tokens {self.cut_tokens} is below 2: no token can be scored")
+        _at_least(2, cut_tokens=self.cut_tokens)  # the first one is not scored
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -148,6 +163,13 @@ class Conventions:
     )
     allow: tuple[Outcome, ...] = ()
 
+    def __post_init__(self) -> None:
+        _at_least(2, context_tokens=self.context_tokens, cut_tokens=self.cut_tokens)
+        _at_least(1, stride_tokens=self.stride_tokens, documents=self.documents)
+        _at_least(0, minimum_tokens=self.minimum_tokens)
+        if not self.presets or len(set(self.presets)) < len(self.presets):
+            raise ValueError(f"presets {list(self.presets)} must name at least one, each once")
+
 
 # Retrieval.
 
@@ -176,7 +198,10 @@ class Passkey:
     allow: tuple[Outcome, ...] = ()
 
     def __post_init__(self) -> None:
-        _at_least(1, distances=self.distances, trials=self.trials, digits=self.digits)
+        _all_finite(self.allow)
+        _at_least(1, context_tokens=self.context_tokens, distances=self.distances)
+        _at_least(1, trials=self.trials, digits=self.digits, decoded_tokens=self.decoded_tokens)
+        _shares(threshold=self.threshold)
         if self.scorer != "tokens" and self.decoded_tokens is None:
             raise ValueError(f"scorer {self.scorer!r} reads an answer: set decoded_tokens (10)")
 
@@ -200,6 +225,14 @@ class RecallProbe:
     # as long as the distance needs, or always `context_tokens` (filled before the pairs)
     allow: tuple[Outcome, ...] = ()
 
+    def __post_init__(self) -> None:
+        _all_finite(self.allow)
+        _at_least(1, context_tokens=self.context_tokens, distances=self.distances)
+        _at_least(1, trials=self.trials, shown=self.shown)
+        if not 1 <= self.pairs <= self.keys:
+            raise ValueError(f"pairs {self.pairs} must lie between 1 and keys {self.keys}")
+        _shares(threshold=self.threshold)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CopyProbe:
@@ -220,9 +253,11 @@ class CopyProbe:
     allow: tuple[Outcome, ...] = ()
 
     def __post_init__(self) -> None:
+        _all_finite(self.allow)
         _at_least(1, distances=self.distances, trials=self.trials)
-        if self.segment_tokens < 2:
-            raise ValueError(f"segment_tokens {self.segment_tokens} is below 2")
+        _at_least(2, segment_tokens=self.segment_tokens)
+        _at_least(0, least_nats=self.least_nats)
+        _shares(share=self.share)
         if self.context_tokens < 2 * self.segment_tokens + 1:
             raise ValueError(
                 f"context_tokens {self.context_tokens} cannot hold two segments of "
@@ -243,7 +278,8 @@ class Tasks:
     def __post_init__(self) -> None:
         if not self.tasks or not self.lengths:
             raise ValueError("tasks and lengths must name at least one each")
-        _at_least(1, samples=self.samples)
+        _all_finite(self.allow)
+        _at_least(1, samples=self.samples, lengths=min(self.lengths))
 
 
 # Generation, and other people's tasks.
@@ -267,6 +303,7 @@ class Summaries:
     allow: tuple[Outcome, ...] = ()
 
     def __post_init__(self) -> None:
+        _all_finite(self.allow)
         _at_least(1, documents=self.documents, new_tokens=self.new_tokens)
         if self.temperature < 0 or not 0 < self.top_p <= 1:
             raise ValueError(
@@ -292,6 +329,7 @@ class Harness:
     def __post_init__(self) -> None:
         if not self.tasks:
             raise ValueError("tasks is empty: name at least one")
+        _all_finite(self.allow)
         _at_least(1, limit=self.limit, context_tokens=self.context_tokens)
         _at_least(0, shots=self.shots)
 
@@ -345,6 +383,9 @@ class Evaluation:
     device: str = dataclasses.field(default="cpu", metadata=EXECUTION)
     sequences_per_forward: int = dataclasses.field(default=8, metadata=EXECUTION)
 
+    def __post_init__(self) -> None:
+        _at_least(1, sequences_per_forward=self.sequences_per_forward)
+
 
 # What the stages are given.
 
@@ -360,6 +401,9 @@ class EvaluateJob:
     seed: int = 0
     device: str = dataclasses.field(default="cpu", metadata=EXECUTION)
     sequences_per_forward: int = dataclasses.field(default=8, metadata=EXECUTION)
+
+    def __post_init__(self) -> None:
+        _at_least(1, sequences_per_forward=self.sequences_per_forward)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

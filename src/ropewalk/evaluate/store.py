@@ -37,7 +37,14 @@ SCHEMA = pa.schema(
         *_SCORED,
     ]
 )
+_RECORD = "made-from.json"
 _SECONDS = b"seconds"  # of work that a block took: a measurement, beside the columns
+
+
+def begun(folder: Path, made_from: Mapping[str, Any]) -> bool:
+    """Return whether a work folder was made from just this, so that its blocks are used."""
+    record = folder / _RECORD
+    return record.is_file() and read_json(record) == made_from
 
 
 class Blocks:
@@ -46,8 +53,8 @@ class Blocks:
     def __init__(self, folder: Path, made_from: Mapping[str, Any]) -> None:
         """Open `folder`, emptied first if its blocks were made from something else."""
         self._folder = folder
-        record = folder / "made-from.json"
-        if folder.exists() and (not record.is_file() or read_json(record) != made_from):
+        record = folder / _RECORD
+        if folder.exists() and not begun(folder, made_from):
             print(f"evaluate: {folder} was made by other code or inputs: starting anew", flush=True)
             shutil.rmtree(folder)
         if not record.is_file():

@@ -12,10 +12,24 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 
+from ropewalk.base.stage import StageError
 from ropewalk.model.reader import Choose
 
 # int64 [B, n], what follows the tokens of earlier calls -> logits of the last, float32 [B, V]
 Read = Callable[[torch.Tensor], torch.Tensor]
+
+
+class NotFiniteError(StageError):
+    """Logits of a row that is decoded are no numbers; `row` is its place among the prompts."""
+
+    def __init__(self, row: int, step: int) -> None:
+        """`step` counts the tokens of the reply that were chosen before."""
+        super().__init__(
+            f"the logits after {step} decoded tokens are not finite: the weights "
+            "or numerics.precision overflow there; evaluate in fp32 or bf16, or look at the loss "
+            "curve of the run"
+        )
+        self.row = row
 
 
 @contextlib.contextmanager
@@ -36,13 +50,21 @@ def replies(
 
     A row ends with the first token of `stop`, which is not part of it. A row that ended is read on
     with the others, which do not see it, so that `choose` always gets all rows.
+
+    Raises:
+        NotFiniteError: if the largest logit of a row that has not ended is no finite number: any
+            way of choosing would still give a token.
     """
     ends = torch.tensor(list(stop), dtype=torch.int64, device=prompts.device)
     running = torch.ones(len(prompts), dtype=torch.bool, device=prompts.device)
     chosen = [prompts[:, :0]]
     tokens = prompts
     for step in range(new_tokens):
-        tokens = choose(read(tokens), step).to(prompts.device)[:, None]
+        logits = read(tokens)
+        broken = running & ~logits.amax(-1).isfinite().to(prompts.device)
+        if broken.any():
+            raise NotFiniteError(int(broken.nonzero()[0]), step)
+        tokens = choose(logits, step).to(prompts.device)[:, None]
         chosen.append(tokens)
         running &= ~torch.isin(tokens[:, 0], ends)
         if not running.any():

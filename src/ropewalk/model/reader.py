@@ -64,7 +64,8 @@ class Reader(abc.ABC):
     ) -> list[np.ndarray]:
         """Return what follows each of `prompts`, int64 [B, T]: at most `new_tokens` tokens each.
 
-        A row ends with the first token of `stop`, which is not part of it.
+        A row ends with the first token of `stop`, which is not part of it. Every reader decodes by
+        `decode.replies`, which raises `NotFiniteError` where logits are no numbers.
         """
 
     @abc.abstractmethod

@@ -3,10 +3,10 @@
 import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 
 from ropewalk.base.spec import SpecError
 from ropewalk.base.stage import StageError
@@ -17,7 +17,7 @@ from ropewalk.model.numerics import applied
 from ropewalk.model.own import Own
 from ropewalk.model.reader import Reader
 from ropewalk.model.rope import frequencies_of
-from ropewalk.model.spec import DynamicNtkRope, Numerics, Rope, StringRope
+from ropewalk.model.spec import Architecture, DynamicNtkRope, Numerics, Rope, StringRope
 from ropewalk.model.weights import files
 
 
@@ -63,7 +63,7 @@ def open_reader(
             found = _config(folder)
             files(folder)  # refuses a folder without weights
             reader: Reader
-            if _builds(found):
+            if built(found) is not None:
                 reader = Own(load(folder, rope, numerics, device), numerics, called)
             else:
                 _refuse_other_rope(found, rope, called)
@@ -80,9 +80,10 @@ def depends_on_length(folder: Path, rope: Rope | None) -> bool:
         StageError: for a folder without a model.
     """
     found = _config(folder)
-    if not _builds(found):
+    own = built(found)
+    if own is None:
         return _grows(found.to_dict())
-    used = rope or rope_of(found)
+    used = rope or own[1]
     return isinstance(used, StringRope) or isinstance(frequencies_of(used), DynamicNtkRope)
 
 
@@ -101,18 +102,28 @@ def _config(folder: Path) -> Any:
         ) from error
 
 
-def _builds(found: Any) -> bool:
-    """Return whether `build.load` makes the model that a config describes.
+def built(found: Any) -> tuple[Architecture, Rope] | None:
+    """Return architecture and rope of a config whose model `build.load` makes, None for others.
 
-    A config we wrote is always read as such: one that was changed since is refused there.
+    Raises:
+        StageError, SpecError: for a config that ropewalk wrote and that was changed since.
     """
     if getattr(found, "ropewalk", None) is not None:
-        return True
+        return architecture_of(found), rope_of(found)
     try:
-        config(architecture_of(found), rope_of(found))
+        described = architecture_of(found), rope_of(found)
+        config(*described)
     except (StageError, SpecError, ValueError, KeyError):
-        return False
-    return True
+        return None
+    return described
+
+
+def foreign_attention(found: Any) -> Literal["eager", "sdpa"]:
+    """Return the attention that transformers' class for a config is read with."""
+    # transformers' sdpa leaves out the soft cap of attention logits, in some versions silently.
+    capped = any(key == "attn_logit_softcapping" and value for key, value in _keys(found.to_dict()))
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(found), None)
+    return "eager" if capped or not getattr(kind, "_supports_sdpa", False) else "sdpa"
 
 
 def _refuse_other_rope(found: Any, rope: Rope | None, name: str) -> None:
@@ -131,14 +142,12 @@ def _refuse_other_rope(found: Any, rope: Rope | None, name: str) -> None:
 
 def _foreign(folder: Path, found: Any, device: torch.device, name: str) -> Foreign:
     """Load a model by transformers' class for it: every weight, and nothing drawn at random."""
-    # transformers' sdpa leaves out the soft cap of attention logits, in some versions silently.
-    capped = any(key == "attn_logit_softcapping" and value for key, value in _keys(found.to_dict()))
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             config=found,
             dtype=torch.float32,
-            attn_implementation="eager" if capped else None,  # None: sdpa where the class has it
+            attn_implementation=foreign_attention(found),
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,

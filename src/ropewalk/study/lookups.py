@@ -73,7 +73,7 @@ class Lookups:
         words = ["--spec", self.plan.spec_json(node), "--out", str(Path(node.manifest).parent)]
         for name, path in node.inputs.items():
             words += ["--input", f"{name}={path}"]
-        for library in self.triggers.libraries(stage):
+        for library in self.triggers.libraries(node):
             if not library.endswith(f"=={UNPINNED}"):
                 words += ["--library", library]
         for accepted in self.triggers.accepted_of(node):

@@ -5,7 +5,7 @@ documentation are all derived from it.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from ropewalk.data.spec import GatherJob, InventoryJob, PackJob, TokenizeJob, TokenizerJob
@@ -32,6 +32,13 @@ class Stage:
     chosen: Callable[[Any], str] | None = None
     # spec -> the module that does the work where kinds of it share a stage: what belongs to one
     # kind alone must not make the others rerun
+    chosen_libraries: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    # such a module -> the libraries that its work alone depends on
+
+    def libraries_of(self, spec: Any) -> tuple[str, ...]:
+        """Return the libraries that the numbers of this stage with a spec depend on."""
+        more = () if self.chosen is None else self.chosen_libraries.get(self.chosen(spec), ())
+        return (*self.libraries, *more)
 
     def modules(self, spec: Any) -> tuple[str, ...]:
         """Return the modules whose imports are the code of this stage with a spec."""
@@ -108,9 +115,13 @@ STAGES: dict[str, Stage] = {
             family="evaluate",
             resource_class="accelerator",
             folder="{name}/evaluations/{study}/{evaluation}/{run_study}/{run}",
-            libraries=("numpy", "pyarrow", "safetensors", "torch", "transformers"),
+            libraries=("numpy", "pyarrow", "safetensors", "tokenizers", "torch", "transformers"),
             summary="Apply one protocol to one run, at its final weights and snapshots.",
             chosen=lambda spec: protocol_module(spec.protocol),
+            chosen_libraries={
+                "ropewalk.evaluate.harness": ("datasets", "lm-eval"),
+                "ropewalk.evaluate.summaries": ("rouge-score",),
+            },
         ),
         Stage(
             name="check",

@@ -29,6 +29,7 @@ from ropewalk.data.spec import (
     Source,
     TokenizerJob,
 )
+from ropewalk.evaluate.spec import EvaluateJob, Harness
 from ropewalk.study.accepted import ACCEPTED, read_accepted
 from ropewalk.study.nodes import Node
 from ropewalk.study.plan import Plan
@@ -76,12 +77,12 @@ class Triggers:
         files = self.code_files(node)
         return [f"{f}@{new}={old}" for (f, new), old in self.accepted.items() if f in files]
 
-    def libraries(self, stage: str) -> list[str]:
-        """Return `name==version` of the pinned libraries the stage's numbers depend on."""
-        return [
-            f"{name}=={public_version(self.pins.get(name, UNPINNED))}"
-            for name in STAGES[stage].libraries
-        ]
+    def libraries(self, node: Node) -> list[str]:
+        """Return `name==version` of the pinned libraries a node's numbers depend on."""
+        return [self._pinned(name) for name in STAGES[node.stage].libraries_of(node.spec)]
+
+    def _pinned(self, name: str) -> str:
+        return f"{name}=={public_version(self.pins.get(name, UNPINNED))}"
 
     def params(self, stage: str) -> list[str | Callable[[Mapping[str, str]], str]]:
         """Return a rule's positional params: constants, and one function of wildcards per key.
@@ -93,11 +94,17 @@ class Triggers:
         files = [dict(cause.rsplit("@", 1) for cause in self.code(node)) for node in nodes]
         every = sorted({file for found in files for file in found})
         shared = [file for file in every if all(file in found for found in files)]
+        shared_libraries = STAGES[stage].libraries
+        some_libraries = sorted(
+            {cause for node in nodes for cause in self.libraries(node)}
+            - {self._pinned(name) for name in shared_libraries}
+        )
         return [
             "",
             *(f"{file}@{files[0][file]}" for file in shared),
             *(functools.partial(self._code_file, stage, f) for f in every if f not in shared),
-            *self.libraries(stage),
+            *(self._pinned(name) for name in shared_libraries),
+            *(functools.partial(self._library, stage, cause) for cause in some_libraries),
             *(functools.partial(self._setting, stage, key) for key in self._keys[stage]),
             functools.partial(self._source, stage),
             functools.partial(self._rebuilds, stage),
@@ -110,15 +117,16 @@ class Triggers:
         extra = [f"rebuilds={rebuilds}"] if rebuilds else []
         source = self.source(node)
         listed = [source] if source else []
-        return sorted([*self.code(node), *self.libraries(node.stage), *settings, *listed, *extra])
+        return sorted([*self.code(node), *self.libraries(node), *settings, *listed, *extra])
 
     def source(self, node: Node) -> str:
         """Return a digest of the files a stage reads from outside, so that changed ones rerun it.
 
-        Those of a source for its inventory, those of an imported tokenizer; empty for others. A
-        folder that is not on this machine counts as unchanged: planning never needs the data.
+        Those of a source for its inventory, those of an imported tokenizer, the task files of one's
+        own for the harness; empty for others. A folder that is not on this machine counts as
+        unchanged: planning never needs the data.
         """
-        if node.stage not in ("inventory", "tokenizer"):
+        if not _reads_outside(node.spec):
             return ""
         if node.manifest not in self._listings:
             found = listing_of(node.spec)
@@ -189,6 +197,11 @@ class Triggers:
         start = f"{file}@"
         return next((cause for cause in self.code(node) if cause.startswith(start)), "")
 
+    def _library(self, stage: str, cause: str, wildcards: Mapping[str, str]) -> str:
+        """Return `name==version`, or the empty text where a node's numbers do not depend on it."""
+        node = self.plan.node(stage, self.plan.wildcards(stage, dict(wildcards)))
+        return cause if cause in self.libraries(node) else ""
+
     def _settings(self, node: Node) -> dict[str, str]:
         if node.manifest not in self._leaves:
             self._leaves[node.manifest] = spec_leaves(node)
@@ -212,6 +225,18 @@ def spec_leaves(node: Node) -> dict[str, str]:
     return found | {f"input.{name}": path for name, path in node.inputs.items()}
 
 
+def _reads_outside(spec: Any) -> bool:
+    """Return whether a stage with this spec reads files that no manifest describes."""
+    return isinstance(spec, InventoryJob | TokenizerJob) or _task_folder(spec) is not None
+
+
+def _task_folder(spec: Any) -> Path | None:
+    """Return where the task files of one's own lie that an evaluation by the harness reads."""
+    if isinstance(spec, EvaluateJob) and isinstance(spec.protocol, Harness):
+        return None if spec.protocol.folder is None else Path(spec.protocol.folder)
+    return None
+
+
 def listing_of(spec: Any) -> str:
     """Return the listing of what a stage with this spec reads from outside; empty if nothing."""
     if isinstance(spec, InventoryJob):
@@ -221,6 +246,9 @@ def listing_of(spec: Any) -> str:
         if spec.tokenizer.path is not None and path.exists():
             files = sorted(path.iterdir()) if path.is_dir() else [path]
             return _stats(path if path.is_dir() else path.parent, files)
+    tasks = _task_folder(spec)
+    if tasks is not None and tasks.is_dir():
+        return _stats(tasks, sorted(tasks.rglob("*")))
     return ""
 
 

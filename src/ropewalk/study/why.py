@@ -11,6 +11,7 @@ from ropewalk.base.canonical import leaves
 from ropewalk.base.manifest import ArtifactError, Manifest, read_manifest, read_provenance
 from ropewalk.base.spec import SpecError
 from ropewalk.base.stage import public_version
+from ropewalk.study.nodes import Node
 from ropewalk.study.plan import Plan
 from ropewalk.study.registry import STAGES
 from ropewalk.study.triggers import UNPINNED, Triggers
@@ -73,7 +74,7 @@ class Why:
         made, seen = self._made(manifest)
         if made is None or seen is None:
             return reasons
-        before = self._causes(node.stage, made, seen)
+        before = self._causes(node, made, seen)
         now = {c for c in self.triggers.of(node) if not c.startswith(("rebuilds=", "input."))}
         reasons += [f"was {gone}" for gone in sorted(before - now)]
         reasons += [f"now {new}" for new in sorted(now - before)]
@@ -107,7 +108,7 @@ class Why:
         except ArtifactError:
             return None, seen
 
-    def _causes(self, stage: str, made: Manifest, seen: Mapping[str, Any]) -> set[str]:
+    def _causes(self, node: Node, made: Manifest, seen: Mapping[str, Any]) -> set[str]:
         """Return the causes an artifact was made from, as its manifest and provenance say."""
         settings = {
             f"spec.{key}={json.dumps(value, sort_keys=True, ensure_ascii=False)}"
@@ -116,7 +117,7 @@ class Why:
         versions = {name.lower(): public_version(v) for name, v in seen["libraries"].items()}
         libraries = {
             f"{name}=={versions.get(name, UNPINNED) if name in self.triggers.pins else UNPINNED}"
-            for name in STAGES[stage].libraries
+            for name in STAGES[node.stage].libraries_of(node.spec)
         }
         listed = {seen["listing"]} if seen.get("listing") else set()
         return settings | set(self.triggers.code_causes(seen["code_files"])) | libraries | listed
