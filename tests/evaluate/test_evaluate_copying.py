@@ -21,6 +21,7 @@ from ropewalk.data.tokens import Tokens
 from ropewalk.evaluate import copying
 from ropewalk.evaluate.filler import corpus_tokens
 from ropewalk.evaluate.plan import Plan
+from ropewalk.evaluate.reach import effective_length
 from ropewalk.evaluate.scorer import Scores, score
 from ropewalk.evaluate.spec import CopyProbe
 
@@ -166,9 +167,7 @@ def test_effective_length_is_the_rule_in_words(
             if drop < share * drops[0]:
                 break
             expected = distance
-    found = copying.effective_length(
-        distances, np.array([drops, drops]), share=share, least_nats=least
-    )
+    found = effective_length(distances, np.array([drops, drops]), share=share, least_nats=least)
     assert found.tolist() == [expected, expected]
 
 

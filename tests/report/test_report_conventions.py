@@ -116,7 +116,12 @@ def test_no_field_of_a_protocol_is_forgotten_above() -> None:
 
 def test_the_lost_that_is_allowed_is_said() -> None:
     """Guards against a mean over what was left that reads as one over everything."""
-    for outcome, words in (("non_finite", "not finite"), ("truncated", "cut are counted")):
+    words_of = {
+        "non_finite": "not finite",
+        "dropped": "cannot be made",
+        "truncated": "cut are counted",
+    }
+    for outcome, words in words_of.items():
         sentence = convention(plain(dataclasses.replace(SLIDING, allow=(outcome,))))
         assert words in sentence
         assert words not in convention(plain(SLIDING))

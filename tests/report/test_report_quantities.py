@@ -22,7 +22,7 @@ from report_sample import (
     window_mean,
 )
 
-from ropewalk.evaluate.copying import effective_length
+from ropewalk.evaluate.reach import effective_length
 from ropewalk.report.compare import Arms, Sampling, estimated
 from ropewalk.report.quantities import Measured, Missing, Results, describe, extract
 from ropewalk.report.spec import Quantity
@@ -207,7 +207,10 @@ def test_what_weighs_no_token_once_has_no_perplexity_per_word() -> None:
     assert isinstance(found, Missing)
     assert found.broken
     nothing = losses({"1x": 20.0})
-    nothing["contexts"]["1x"] |= {"byte_perplexity": None}
+    data = nothing["contexts"]["1x"]
+    data["byte_perplexity"] = None
+    assert "so few bytes that it overflows" in one(LOSSES, nothing, "byte_perplexity", "1x").reason
+    data["bytes"] = [0 for _ in data["bytes"]]
     assert "has no bytes" in one(LOSSES, nothing, "byte_perplexity", "1x").reason
 
 

@@ -19,7 +19,7 @@ cannot be copied, and it is left out of both.
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from ropewalk.data.tokens import Tokens
 from ropewalk.evaluate import intervals
 from ropewalk.evaluate.filler import corpus_tokens
 from ropewalk.evaluate.plan import Plan, Replies
+from ropewalk.evaluate.reach import effective_length
 from ropewalk.evaluate.scorer import Scores
 from ropewalk.evaluate.spans import Spans
 from ropewalk.evaluate.spec import CopyProbe
@@ -127,20 +128,6 @@ def build(protocol: CopyProbe, seed: int, text: np.ndarray, bos: int | None) -> 
     )
 
 
-def effective_length(
-    distances: Sequence[int], drops: np.ndarray, *, share: float, least_nats: float
-) -> np.ndarray:
-    """Return the effective length for each row of mean drops [rows, distances], int64 [rows].
-
-    It is the largest distance such that there and at every shorter one the drop is at least `share`
-    of the drop at the shortest; 0 where that one is not above `least_nats`.
-    """
-    shortest = drops[:, :1]
-    reached = (drops >= share * shortest) & (shortest > least_nats)
-    passed = np.cumprod(reached, axis=1).sum(axis=1)
-    return np.concatenate([[0], np.asarray(distances, dtype=np.int64)])[passed]
-
-
 def summarise(
     scores: Mapping[str, Scores], rows: Rows, protocol: CopyProbe, seed: int
 ) -> dict[str, Any]:
@@ -160,14 +147,12 @@ def summarise(
     )
     gained = first_nll - second_nll
     drops = np.where(np.isfinite(gained), gained, 0.0)
-    rule = {"share": protocol.share, "least_nats": protocol.least_nats}
-    reach = int(effective_length(rows.distances, drops.mean(axis=1)[None], **rule)[0])
-    random = generator(seed, "copy bootstrap", trials)
-    taken = random.multinomial(trials, np.full(trials, 1 / trials), size=intervals.DRAWS)
-    drawn = np.einsum("nt,dt->nd", taken, drops) / trials
-    reaches = effective_length(rows.distances, drawn, **rule)
-    tails = ((1 - intervals.LEVEL) / 2, (1 + intervals.LEVEL) / 2)
-    low, high = np.quantile(reaches, tails, method="inverted_cdf").tolist()
+    share, least = protocol.share, protocol.least_nats
+    mean = drops.mean(axis=1)[None]
+    reach = int(effective_length(rows.distances, mean, share=share, least_nats=least)[0])
+    ends = intervals.effective_length(
+        rows.distances, drops, share=share, least_nats=least, seed=seed
+    )
     return {
         "context_tokens": protocol.context_tokens,
         "distances": list(rows.distances),
@@ -179,7 +164,7 @@ def summarise(
         "chance_accuracy": float(first_hits.mean()),
         "reach": reach,
         "reach_share": reach / rows.distances[-1],
-        "reach_interval": {"low": float(low), "high": float(high)},
+        "reach_interval": {"low": ends.low, "high": ends.high},
     }
 
 

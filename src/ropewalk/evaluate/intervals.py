@@ -12,7 +12,7 @@ from statistics import NormalDist
 import numpy as np
 
 from ropewalk.base.rng import generator
-from ropewalk.evaluate.reach import reaches
+from ropewalk.evaluate import reach as reach_rules
 
 DRAWS = 2000
 LEVEL = 0.95
@@ -109,19 +109,6 @@ def perplexity_ratio(
     return Interval(low=math.exp(bounds.low), high=math.exp(bounds.high))
 
 
-def perplexity_difference(
-    arm: tuple[Sequence[float], Sequence[int]],
-    baseline: tuple[Sequence[float], Sequence[int]],
-    *,
-    seed: int,
-    draws: int = DRAWS,
-    level: float = LEVEL,
-) -> Interval:
-    """Return the interval of perplexity(arm) - perplexity(baseline)."""
-    first, second = _paired(arm, baseline, seed=seed, draws=draws)
-    return percentile(np.exp(first) - np.exp(second), level)
-
-
 def wilson(successes: int, trials: int, level: float = LEVEL) -> Interval:
     """Return the score interval of a share (Wilson 1927, JASA 22, p. 209).
 
@@ -160,7 +147,7 @@ def reach_draws(
     rates = (np.asarray(successes) + 0.5) / (counts + 1)
     random = generator(seed, "reach bootstrap", len(counts))
     drawn = random.binomial(counts, rates, size=(draws, len(counts)))
-    return reaches(np.asarray(distances, dtype=np.int64), drawn, counts, threshold)
+    return reach_rules.reaches(np.asarray(distances, dtype=np.int64), drawn, counts, threshold)
 
 
 def reach(
@@ -176,6 +163,27 @@ def reach(
     """Return the interval of k_max in tokens; both ends are tested distances, or 0."""
     drawn = reach_draws(distances, successes, trials, threshold, seed=seed, draws=draws)
     ends = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
+    return Interval(low=float(ends[0]), high=float(ends[1]))
+
+
+def effective_length(
+    distances: Sequence[int],
+    drops: np.ndarray,
+    *,
+    share: float,
+    least_nats: float,
+    seed: int,
+    draws: int = DRAWS,
+    level: float = LEVEL,
+) -> Interval:
+    """Return the interval of the effective length of a copy probe in tokens.
+
+    `drops` are nats per token, [distances, trials]. A trial has the same tokens at every distance,
+    so all its drops are drawn together. Both ends are tested distances, or 0.
+    """
+    drawn = nll_draws(drops, np.ones_like(drops), seed=seed, draws=draws).T
+    lengths = reach_rules.effective_length(distances, drawn, share=share, least_nats=least_nats)
+    ends = np.quantile(lengths, [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
     return Interval(low=float(ends[0]), high=float(ends[1]))
 
 

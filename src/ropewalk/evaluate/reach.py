@@ -1,4 +1,4 @@
-"""Reach of a retrieval probe: the grid of distances and the k_max rule over it."""
+"""Reach of a probe: the grid of distances, k_max of retrieval, effective length of copying."""
 
 from collections.abc import Sequence
 
@@ -34,3 +34,17 @@ def k_max(
         threshold,
     )
     return int(rows[0])
+
+
+def effective_length(
+    distances: Sequence[int], drops: np.ndarray, *, share: float, least_nats: float
+) -> np.ndarray:
+    """Return the effective length for each row of mean drops [rows, distances], int64 [rows].
+
+    It is the largest distance such that there and at every shorter one the drop is at least `share`
+    of the drop at the shortest; 0 where that one is not above `least_nats`.
+    """
+    shortest = drops[:, :1]
+    reached = (drops >= share * shortest) & (shortest > least_nats)
+    passed = np.cumprod(reached, axis=1).sum(axis=1)
+    return np.concatenate([[0], np.asarray(distances, dtype=np.int64)])[passed]

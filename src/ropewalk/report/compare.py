@@ -13,7 +13,6 @@ from typing import Literal
 import numpy as np
 
 from ropewalk.evaluate import intervals
-from ropewalk.evaluate.reach import reaches
 from ropewalk.report.quantities import (
     PERPLEXITIES,
     Measured,
@@ -185,18 +184,17 @@ def _retrieved(value: Unit, sample: PerDistance, by: Sampling) -> tuple[interval
 
 
 def _copied(sample: PerTrial, by: Sampling) -> tuple[intervals.Interval, str]:
-    """Return the interval of the effective length of a copy probe (`copying.effective_length`).
-
-    A trial has the same tokens at every distance, so all its drops are drawn together.
-    """
-    ones = np.ones_like(sample.drops)
-    drawn = intervals.nll_draws(sample.drops, ones, seed=by.seed, draws=by.draws)
-    shortest = drawn[:1]
-    copied = (drawn >= sample.share * shortest) & (shortest > sample.least_nats)
-    found = reaches(sample.distances, copied.T, np.ones(len(copied)), 1.0)
-    low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="inverted_cdf")
+    ends = intervals.effective_length(
+        sample.distances.tolist(),
+        sample.drops,
+        share=sample.share,
+        least_nats=sample.least_nats,
+        seed=by.seed,
+        draws=by.draws,
+        level=LEVEL,
+    )
     method = f"bootstrap over {count(sample.drops.shape[1], 'trial')}, the same at every distance"
-    return intervals.Interval(low=float(low), high=float(high)), f"{method}, {by.draws:,} draws"
+    return ends, f"{method}, {by.draws:,} draws"
 
 
 def _paired(arms: Arms, subject: PerUnit, baseline: PerUnit, by: Sampling) -> Estimate:

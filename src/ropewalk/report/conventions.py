@@ -52,6 +52,8 @@ def convention(protocol: Json, *, rope: Json | None = None, numerics: Json | Non
 
 
 _ALLOWED = {
+    "dropped": "What cannot be made (a text with nothing to score, a distance no prompt can have) is "
+    "left out and counted.",
     "non_finite": "Losses that are not finite are left out and counted.",
     "truncated": "Texts that had to be cut are counted.",
 }
@@ -212,12 +214,10 @@ _PROMPTS = {
 
 def _rule(protocol: Json) -> str:
     """Return where a probe asks, how often, and what its reach is."""
-    dropped = "dropped" in protocol.get("allow", ())
     return (
         f"at {protocol['distances']} distances evenly spaced in a context of "
         f"{protocol['context_tokens']:,} tokens"
-        + (" (those that no prompt can have are left out and counted)" if dropped else "")
-        + f", {count(protocol['trials'], 'trial')} each; the reach is the largest distance up to "
+        f", {count(protocol['trials'], 'trial')} each; the reach is the largest distance up to "
         "which every tested distance succeeds in at least "
         f"{percent(protocol['threshold'])} of its trials"
     )
@@ -268,12 +268,10 @@ def _copy(protocol: Json) -> str:
 
 def _tasks(protocol: Json) -> str:
     lengths = listed([f"{length:,}" for length in protocol["lengths"]])
-    dropped = "dropped" in protocol.get("allow", ())
     return (
         f"Needle and RULER-like tasks ({listed(list(protocol['tasks']))}) at {lengths} tokens, the "
         f"room for the answer included, {count(protocol['samples'], 'sample')} each"
-        + (" (those that cannot be made are left out and counted)" if dropped else "")
-        + ", answered by greedy decoding; a score is the share of what the answer should hold, or "
+        ", answered by greedy decoding; a score is the share of what the answer should hold, or "
         "1 or 0 where one thing decides. Cells are called task/length."
     )
 

@@ -188,7 +188,9 @@ def _loss(quantity: Quantity, snapshot: Json, name: str) -> Measured | Missing:
     elif quantity.value in ("word_perplexity", "byte_perplexity"):
         weights = {"word_perplexity": "words", "byte_perplexity": "bytes"}[quantity.value]
         if found[quantity.value] is None:
-            return _broken(quantity, f"{name}: what it scores has no {weights}")
+            none = not sum(found[weights])
+            reason = f"has no {weights}" if none else f"has so few {weights} that it overflows"
+            return _broken(quantity, f"{name}: what it scores {reason}")
         if not math.isclose(
             sum(found[sums]), math.log(found[quantity.value]) * sum(found[weights]), rel_tol=1e-9
         ):
