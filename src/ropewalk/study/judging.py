@@ -185,7 +185,7 @@ def _resolve(
     )
     if missing:
         note = f"this scale has no {missing[0]}" + (f". {claim.note}" if claim.note else "")
-        return dataclasses.replace(claim, rule=None, outcome=NOT_TESTED, note=note)
+        return dataclasses.replace(claim, rule=None, requires=(), outcome=NOT_TESTED, note=note)
     return dataclasses.replace(claim, rule=rule, requires=requires)
 
 
