@@ -162,7 +162,10 @@ def test_contexts_of_the_paper_stand_for_contexts_of_ours(tmp_path: Path) -> Non
     rule = spec.claims["better"].rule
     assert isinstance(rule, Ordering)
     assert [q.context for q in rule.ascending] == ["2x", "2x"]
-    assert {place: q.context for place, q in spec.cells["one"].items()} == {"0,1": "2x", "1,1": "2x"}
+    assert {place: q.context for place, q in spec.cells["one"].items()} == {
+        "0,1": "2x",
+        "1,1": "2x",
+    }
 
 
 def test_a_context_without_counterpart_makes_a_claim_untested(tmp_path: Path) -> None:
