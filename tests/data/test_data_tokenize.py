@@ -21,11 +21,16 @@ def library(chain: Chain) -> Tokenizer:
 
 
 @pytest.mark.parametrize("cuts", [(None, None), (20, None), (None, 5), (20, 5), (1, 1)])
-@pytest.mark.parametrize("eos", [True, False])
+@pytest.mark.parametrize(("eos", "closed"), [(True, False), (False, False), (False, True)])
 def test_a_prompt_is_read_and_its_target_learned(
-    run: Run, chain: Chain, tmp_path: Path, cuts: tuple[int | None, int | None], eos: bool
+    run: Run,
+    chain: Chain,
+    tmp_path: Path,
+    cuts: tuple[int | None, int | None],
+    eos: bool,
+    closed: bool,
 ) -> None:
-    """Guards against a loss on the report, and against cuts that are off by a token."""
+    """Guards against a loss on the report, cuts off by a token, and answers that never end."""
     rows = [
         {
             "id": str(n),
@@ -53,6 +58,7 @@ def test_a_prompt_is_read_and_its_target_learned(
                 target_field="output",
                 text_tokens=cuts[0],
                 target_tokens=cuts[1],
+                closed=closed,
             ),
         ),
         source=source,
@@ -65,7 +71,7 @@ def test_a_prompt_is_read_and_its_target_learned(
 
     for index, row in enumerate(rows):
         prompt = [0, *ids("Read this: "), *ids(row["input"], cuts[0]), *ids("\nSummary:")]
-        target = [*ids(row["output"], cuts[1]), *[1] * eos]
+        target = [*ids(row["output"], cuts[1]), *[1] * (eos or closed)]
         assert tokens.document(index).tolist() == prompt + target
         assert tokens.prompts[index] == len(prompt)
 

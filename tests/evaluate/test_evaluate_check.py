@@ -25,6 +25,7 @@ SMALL: Mapping[str, Mapping[str, float]] = {
     "pi_extrapolation_bound": {"positions": 300},
     "pi_random_fit": {"positions": 300, "seeds": 1},
     "pose_coverage": {"window_tokens": 64, "target_tokens": 256, "draws": 128},
+    "pose_cost": {},
     "rope_bounds": {"dimension": 32, "trained_tokens": 256, "tuned_tokens": 1024},
     "position_frequency": {"length_tokens": 256},
 }

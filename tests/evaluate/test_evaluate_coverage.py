@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ropewalk.evaluate.check_pose import GROUPS, PoseCoverage
+from ropewalk.evaluate.check_pose import GROUPS, PoseCost, PoseCoverage
 from ropewalk.evaluate.coverage import covered, scattered_far, two_chunks
 from ropewalk.model.spec import PosePositions
 
@@ -223,3 +223,23 @@ def test_draws_are_addressed_by_the_seed(seed: int) -> None:
     assert first.numbers["two_far_mean"] == pytest.approx(other.numbers["two_far_mean"], abs=0.2)
     assert first.series["two_exact"] == other.series["two_exact"]
     assert first.series != other.series
+
+
+def test_the_cost_of_a_step_is_that_of_every_product_of_llama_7b() -> None:
+    """Guards against a flat cost that counts the wrong rows, or forgets attention.
+
+    Counted matrix by matrix and pair by pair: forward once, backward twice, two FLOPs a product.
+    """
+    numbers = PoseCost().run().numbers
+    weights = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008) + 32000 * 4096
+
+    def step(tokens: int) -> int:
+        pairs = sum(range(1, tokens + 1))
+        return 16 * 3 * 2 * (weights * tokens + 32 * 2 * 4096 * pairs)
+
+    for windows in (2, 4, 8):
+        assert numbers[f"pose_at_{windows}x"] == step(2048)
+        assert numbers[f"full_at_{windows}x"] == step(2048 * windows)
+    assert numbers["pose_growth"] == 1
+    assert numbers["full_growth"] == pytest.approx(step(16384) / step(4096))
+    assert numbers["full_over_pose"] == pytest.approx(step(16384) / step(2048))

@@ -55,7 +55,33 @@ def shown() -> dict[str, Any]:
 
 def test_the_runs_are_the_cells_of_the_paper(shown: dict[str, Any]) -> None:
     """Guards against a cell that is lost, and against one that the paper does not have."""
-    assert set(shown["runs"]) == {"-".join(cell) for cell in CELLS}
+    assert set(shown["runs"]) == {"-".join(cell) for cell in CELLS} | {"summaries"}
+
+
+def test_the_summaries_start_from_the_model_of_16384_and_keep_its_rope(
+    shown: dict[str, Any],
+) -> None:
+    """Guards against the rescaling left out, a loss on reports, and answers that never end."""
+    run = shown["runs"]["summaries"]
+    (phase,) = run["phases"]
+    assert run["start"] == "position_interpolation/pi-7B-8x-pile"
+    assert phase["rope"] == {"kind": "linear", "factor": 8.0}
+    assert phase["length_tokens"] == 16384
+    assert [share["corpus"] for share in _mixture(shown, phase)] == ["govreport-train"]
+    read, asked = (
+        shown["data"]["tokenize"][f"govreport-{split}/llama"]["corpus"]
+        for split in ("train", "validation")
+    )
+    assert (read["split"], asked["split"]) == ("train", "validation")
+    assert read["prompt"] == asked["prompt"]
+    assert read["prompt"]["text_tokens"] == 15000
+    assert read["prompt"]["target_tokens"] == 1000
+    assert read["prompt"]["closed"]
+    applied = shown["evaluations"]["summaries"]["protocol"]
+    asked_for = (applied["temperature"], applied["top_p"], applied["new_tokens"])
+    assert asked_for == (0.5, 0.95, 1000)
+    # About 10 epochs of 17,457 reports in rows of 128, most of which share a row.
+    assert 0.5 < phase["steps"] * run["batch"]["sequences"] / (10 * 17_457) < 1
 
 
 @pytest.mark.parametrize("cell", sorted(CELLS), ids="-".join)
@@ -119,7 +145,7 @@ def test_the_architectures_have_as_many_weights_as_the_released_models(
     found = {
         parameters(run["architecture"])
         for name, run in shown["runs"].items()
-        if name.split("-")[1] == size
+        if name != "summaries" and name.split("-")[1] == size
     }
     assert found == {PARAMETERS[size]}
 
@@ -130,7 +156,9 @@ def classes(shown: dict[str, Any], section: str, keys: str) -> set[str]:
     found = {
         path: kind
         for path, kind in shown["provenance"].items()
-        if path.startswith(f"{section}.") and path.endswith(wanted)
+        if path.startswith(f"{section}.")
+        and path.endswith(wanted)
+        and not path.startswith("runs.summaries.")  # of section 3.5
     }
     for key in wanted:
         assert [path for path in found if path.endswith(key)], f"no setting {key}"
@@ -255,4 +283,10 @@ def test_what_is_measured_beside_the_paper_decides_nothing(scale: str) -> None:
 
 def test_the_papers_scale_measures_what_the_paper_does(shown: dict[str, Any]) -> None:
     """Guards against GPU-hours for figures that the paper does not have."""
-    assert set(shown["evaluations"]) == {"perplexity", "proof_pile", "retrieval"}
+    assert set(shown["evaluations"]) == {
+        "perplexity",
+        "proof_pile",
+        "retrieval",
+        "benchmarks",
+        "summaries",
+    }

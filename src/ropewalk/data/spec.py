@@ -187,6 +187,9 @@ class Prompt:
     target_field: str  # of the record
     text_tokens: int | None = None  # the text is cut to its first tokens
     target_tokens: int | None = None
+    closed: bool = False
+    # Whether EOS closes every target, also where the tokenizer closes no other document: a model
+    # that is to answer must learn where to stop. It comes on top of `target_tokens`.
 
     def __post_init__(self) -> None:
         if self.template.count("{text}") != 1:

@@ -194,6 +194,11 @@ class _Encoder:
         if corpus.prompt is not None:
             before, _, after = corpus.prompt.template.partition("{text}")
             self._template = tokenizer.encode(before), tokenizer.encode(after)
+            if corpus.prompt.closed and tokenizer.eos is None:
+                raise StageError("corpus.prompt.closed: true, but the tokenizer has no EOS token")
+        # What closes a target, unless the tokenizer closes every document by itself.
+        added = corpus.prompt is not None and corpus.prompt.closed and not tokenizer.closing
+        self._end = np.array([tokenizer.eos] if added else [], dtype=np.int64)
 
     def __call__(self, item: Document | Skipped) -> Encoded | Skipped:
         if isinstance(item, Skipped):
@@ -207,7 +212,7 @@ class _Encoder:
                 before, after = self._template
                 text = parts[0][: self._corpus.prompt.text_tokens]
                 target = tokenizer.encode(item.target or "")[: self._corpus.prompt.target_tokens]
-                parts = [before, text, after, target]
+                parts = [before, text, after, target, self._end]
                 prompt = len(tokenizer.opening) + len(before) + len(text) + len(after)
         except Unbroken as error:
             return Skipped(item.id, "unbroken", str(error), item.place)

@@ -1,4 +1,4 @@
-"""Check of PoSE (arXiv 2309.10400): the relative distances that one example covers, figure 5."""
+"""Checks of PoSE (arXiv 2309.10400): distances that an example covers, and what a step costs."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,10 +8,18 @@ import numpy as np
 from ropewalk.base.rng import generator
 from ropewalk.evaluate.coverage import covered, scattered_far, two_chunks
 from ropewalk.evaluate.findings import Check, Findings, Series, series, thinned
+from ropewalk.model.flops import attended_pairs, step_flops
 from ropewalk.model.positions import position_ids
-from ropewalk.model.spec import PosePositions, RandPosPositions
+from ropewalk.model.spec import (
+    Architecture,
+    NaturalPositions,
+    PosePositions,
+    Positions,
+    RandPosPositions,
+)
 
 GROUPS = (1, 8, 64)  # examples whose distances are put together
+WINDOWS = (2, 4, 8)  # of the targets of figure 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,7 +58,8 @@ class PoseCoverage:
         keeps distances that nearly never or nearly always occur comparable.
         `first_ratio_at_<k>_of_8` is how many times likelier a first position of 0 covers a far
         distance than a random one; `lengths_difference` the largest difference that the rule of
-        lengths makes.
+        lengths makes; `three_over_two` how many times likelier three chunks cover a distance from
+        the window on than two.
         """
         target, window = self.target_tokens, self.window_tokens
         eighths = {k: k * target // 8 for k in range(1, 8)}
@@ -75,6 +84,7 @@ class PoseCoverage:
                     numbers[f"{way}_exact_share_after_{name}"] = float((1 - (1 - p) ** n).mean())
                 numbers[f"{way}_deviation"] = self._deviation(found, p)
                 curves[f"{way}_exact"] = series(shown, p[shown])
+        numbers["three_over_two"] = numbers["three_far_mean"] / numbers["two_far_mean"]
         numbers["lengths_difference"] = float(np.abs(exact["two"] - exact["short_first"]).max())
         ratio = exact["two"] / exact["random_first"]
         numbers |= {f"first_ratio_at_{k}_of_8": float(ratio[at]) for k, at in eighths.items()}
@@ -115,6 +125,65 @@ class PoseCoverage:
         return float((np.abs(found - p) / error).max())
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PoseCost:
+    """What a step of training computes, for targets of 2, 4 and 8 windows (figure 3).
+
+    The defaults are LLaMA-7B and the paper's batch there.
+    """
+
+    layers: int = 32
+    hidden: int = 4096
+    heads: int = 32
+    ffn: int = 11008
+    vocabulary_size: int = 32000
+    window_tokens: int = 2048
+    sequences: int = 16  # of a step
+    seed: int = 0
+
+    def run(self) -> Findings:
+        """Count the matrix products of a step, `flops.step_flops`, from the rows it reads.
+
+        `pose_at_<n>x` and `full_at_<n>x` are FLOPs of a step with a target of n windows, of PoSE
+        and of full-length training; `pose_growth` and `full_growth` those at 8 windows over those
+        at 2; `full_over_pose` full-length training over PoSE at 8. Recomputed activations and what
+        is bound by memory are not counted.
+        """
+        flops: dict[str, dict[int, int]] = {"pose": {}, "full": {}}
+        for windows in WINDOWS:
+            target = windows * self.window_tokens
+            pose = PosePositions(target_tokens=target)
+            flops["pose"][windows] = self._step(pose, self.window_tokens)
+            flops["full"][windows] = self._step(NaturalPositions(), target)
+        numbers = {
+            f"{method}_at_{windows}x": float(count)
+            for method, counts in flops.items()
+            for windows, count in counts.items()
+        }
+        first, last = WINDOWS[0], WINDOWS[-1]
+        numbers |= {f"{m}_growth": counts[last] / counts[first] for m, counts in flops.items()}
+        numbers["full_over_pose"] = flops["full"][last] / flops["pose"][last]
+        targets = self.window_tokens * np.array(WINDOWS)
+        curves = {m: series(targets, np.array(list(c.values()))) for m, c in flops.items()}
+        return Findings(numbers=numbers, series=curves)
+
+    def _step(self, positions: Positions, tokens: int) -> int:
+        """Return the FLOPs of a step whose rows have `tokens` tokens; a row is one document."""
+        rngs = [generator(self.seed, "pose cost", row) for row in range(self.sequences)]
+        rows = [len(position_ids(positions, tokens, [rng])[0]) for rng in rngs]
+        architecture = Architecture(
+            layers=self.layers,
+            hidden=self.hidden,
+            heads=self.heads,
+            ffn=self.ffn,
+            vocabulary_size=self.vocabulary_size,
+            context_tokens=self.window_tokens,
+        )
+        pairs = attended_pairs((0, row) for row in rows)
+        return step_flops(architecture, tokens=sum(rows), pairs=pairs)
+
+
 CHECKS: Mapping[str, type[Check]] = {
     "pose_coverage": PoseCoverage,
+    "pose_cost": PoseCost,
 }

@@ -415,6 +415,7 @@ class CheckJob:
         "pi_extrapolation_bound",
         "pi_random_fit",
         "pose_coverage",
+        "pose_cost",
         "rope_bounds",
         "position_frequency",
     ]
@@ -426,6 +427,7 @@ _CHECKS = {
     "pi_extrapolation_bound": "check_pi",
     "pi_random_fit": "check_pi",
     "pose_coverage": "check_pose",
+    "pose_cost": "check_pose",
     "rope_bounds": "check_rope_laws",
     "position_frequency": "check_string",
 }

@@ -41,6 +41,11 @@ def snapshot_of(study: Study, snapshot: str) -> str:
     return study.file.snapshots.get(snapshot, snapshot)
 
 
+def context_of(study: Study, context: str | None) -> str | None:
+    """Return the label that stands for one of the paper's at this scale; empty if none does."""
+    return None if context is None else study.file.contexts.get(context, context)
+
+
 def counterpart(study: Study, selection: str | Mapping[str, str]) -> str | None:
     """Return our run beside a cell of the paper: the paper's main cell is our main cell.
 
@@ -98,13 +103,14 @@ def judge_job(
             for c, column in enumerate(table.columns):
                 by_context = table.by == "context"
                 snapshot = snapshot_of(study, row.snapshot if by_context else column)
-                if not snapshot:
+                context = context_of(study, column if by_context else table.context)
+                if not snapshot or context == "":
                     continue
                 cells[name][f"{r},{c}"] = Quantity(
                     evaluation=table.evaluation,
                     run=run,
                     snapshot=snapshot,
-                    context=column if by_context else table.context,
+                    context=context,
                     value=table.value,
                 )
     return JudgeJob(
@@ -154,7 +160,10 @@ def _resolve(
         snapshot = snapshot_of(study, quantity.snapshot)
         if not snapshot:
             missing.append(f"snapshot {quantity.snapshot}")
-        return dataclasses.replace(quantity, run=run, snapshot=snapshot)
+        context = context_of(study, quantity.context)
+        if context == "":
+            missing.append(f"context {quantity.context}")
+        return dataclasses.replace(quantity, run=run, snapshot=snapshot, context=context)
 
     rule: Any = claim.rule
     if isinstance(rule, Threshold):
@@ -176,12 +185,12 @@ def _resolve(
     )
     if missing:
         note = f"this scale has no {missing[0]}" + (f". {claim.note}" if claim.note else "")
-        return dataclasses.replace(claim, rule=None, outcome=NOT_TESTED, note=note)
+        return dataclasses.replace(claim, rule=None, requires=(), outcome=NOT_TESTED, note=note)
     return dataclasses.replace(claim, rule=rule, requires=requires)
 
 
 def _known_evaluation(study: Study, name: str, where: str, problems: Problems) -> None:
-    if name not in study.evaluations:
+    if name not in study.evaluations and name not in study.paper_evaluations:
         problems.add(
             f"{study.name}: {where}: there is no evaluation {name!r}; "
             f"{suggestion(name, study.evaluations)}"
