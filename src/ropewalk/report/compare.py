@@ -13,6 +13,8 @@ from typing import Literal
 import numpy as np
 
 from ropewalk.evaluate import intervals
+from ropewalk.report import measurements
+from ropewalk.report.measurements import PerRound, PerStep
 from ropewalk.report.quantities import (
     PERPLEXITIES,
     Measured,
@@ -63,6 +65,7 @@ class Estimate:
     high: float
     method: str  # of the interval
     unit: Unit
+    level: float = LEVEL  # another one where a measurement has too few rounds for it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,8 +83,9 @@ class Comparison:
         """Return the comparison as one sentence with its numbers."""
         e = self.estimate
         number = with_unit(e.number, e.unit) if math.isfinite(e.number) else "undefined"
+        ends = span(e.low, e.high, e.unit)
         return (
-            f"The {self.of} is {number} ({percent(LEVEL)} interval {span(e.low, e.high, e.unit)}); "
+            f"The {self.of} is {number} ({percent(e.level)} interval {ends}); "
             f"the claim needs {self.needs}."
         )
 
@@ -133,6 +137,12 @@ def estimated(arms: Arms, sampling: Sampling) -> Estimate:
         )
     if isinstance(subject.sample, PerUnit) and isinstance(baseline.sample, PerUnit):
         return _paired(arms, subject.sample, baseline.sample, sampling)
+    if (
+        isinstance(subject.sample, PerRound)
+        and isinstance(baseline.sample, PerRound)
+        and subject.sample.calibration == baseline.sample.calibration
+    ):
+        return _within_rounds(arms, subject.sample, baseline.sample)
     if type(subject.sample) is type(baseline.sample):
         return _from_ends(arms, _single(subject, sampling), _single(baseline, sampling))
     raise ValueError(
@@ -143,16 +153,30 @@ def estimated(arms: Arms, sampling: Sampling) -> Estimate:
 
 def _single(measured: Measured, sampling: Sampling) -> Estimate:
     value, sample = measured.quantity.value, measured.sample
-    if isinstance(sample, PerTrial):
+    level = LEVEL
+    if isinstance(sample, PerRound):
+        ends, method, level = measurements.spread(sample.numbers, LEVEL)
+    elif isinstance(sample, PerStep):
+        ends, method = measurements.rise(
+            sample, seed=sampling.seed, draws=sampling.draws, level=LEVEL
+        )
+    elif isinstance(sample, PerTrial):
         ends, method = _copied(sample, sampling)
     elif isinstance(sample, PerDistance):
         ends, method = _retrieved(value, sample, sampling)
     else:
         ends, method = _of_units(value, sample, sampling)
-    if value == "reach_share" and not isinstance(sample, PerUnit):
+    if value == "reach_share" and isinstance(sample, PerDistance | PerTrial):
         longest = sample.distances[-1]
         ends = intervals.Interval(low=ends.low / longest, high=ends.high / longest)
-    return Estimate(number=measured.number, low=ends.low, high=ends.high, method=method, unit=value)
+    return Estimate(
+        number=measured.number,
+        low=ends.low,
+        high=ends.high,
+        method=method,
+        unit=value,
+        level=level,
+    )
 
 
 def _of_units(value: Unit, sample: PerUnit, by: Sampling) -> tuple[intervals.Interval, str]:
@@ -226,6 +250,22 @@ def _paired(arms: Arms, subject: PerUnit, baseline: PerUnit, by: Sampling) -> Es
         high=ends.high,
         method=f"{method}, {by.draws:,} draws",
         unit=unit,
+    )
+
+
+def _within_rounds(arms: Arms, subject: PerRound, baseline: PerRound) -> Estimate:
+    """Return a difference or ratio with its spread over the rounds of a calibration."""
+    by_ratio = arms.compare == "ratio"
+    a, b = subject.numbers, baseline.numbers
+    each = np.divide(a, b) if by_ratio else np.subtract(a, b)
+    ends, method, level = measurements.spread(each, LEVEL)
+    return Estimate(
+        number=float(np.median(each)),
+        low=ends.low,
+        high=ends.high,
+        method=method,
+        unit="ratio" if by_ratio else arms.subject.quantity.value,
+        level=level,
     )
 
 
