@@ -1,9 +1,9 @@
 """Comparison: one measured number, or two, against the region a rule names, with an interval.
 
-Losses are resampled by document and scores by sample, both arms with the same draws, so that what
-two arms share (hard documents) cancels. The two arms of a retrieval or copy probe are taken for
-independent samples; the interval of their difference or ratio is built from the ends of the two
-intervals and is never too narrow.
+Losses and bounds are resampled by document and scores by sample, both arms with the same draws, so
+that what two arms share (hard documents) cancels. The two arms of a retrieval or copy probe are
+taken for independent samples; the interval of their difference or ratio is built from the ends of
+the two intervals and is never too narrow.
 """
 
 import dataclasses
@@ -13,12 +13,14 @@ from typing import Literal
 import numpy as np
 
 from ropewalk.evaluate import intervals
+from ropewalk.report import bounds as bounds_of
 from ropewalk.report import measurements
 from ropewalk.report.measurements import PerRound, PerStep
 from ropewalk.report.quantities import (
     PERPLEXITIES,
     Measured,
     PerDistance,
+    PerPosition,
     PerTrial,
     PerUnit,
     describe,
@@ -143,6 +145,8 @@ def estimated(arms: Arms, sampling: Sampling) -> Estimate:
         and subject.sample.calibration == baseline.sample.calibration
     ):
         return _within_rounds(arms, subject.sample, baseline.sample)
+    if isinstance(subject.sample, PerPosition) and isinstance(baseline.sample, PerPosition):
+        return _paired_bounds(arms, subject.sample, baseline.sample, sampling)
     if type(subject.sample) is type(baseline.sample):
         return _from_ends(arms, _single(subject, sampling), _single(baseline, sampling))
     raise ValueError(
@@ -164,6 +168,8 @@ def _single(measured: Measured, sampling: Sampling) -> Estimate:
         ends, method = _copied(sample, sampling)
     elif isinstance(sample, PerDistance):
         ends, method = _retrieved(value, sample, sampling)
+    elif isinstance(sample, PerPosition):
+        ends, method = _bounded(sample, sampling)
     else:
         ends, method = _of_units(value, sample, sampling)
     if value == "reach_share" and isinstance(sample, PerDistance | PerTrial):
@@ -221,13 +227,66 @@ def _copied(sample: PerTrial, by: Sampling) -> tuple[intervals.Interval, str]:
     return ends, f"{method}, {by.draws:,} draws"
 
 
-def _paired(arms: Arms, subject: PerUnit, baseline: PerUnit, by: Sampling) -> Estimate:
-    if subject.names != baseline.names:
+def bound_draws(sample: PerPosition, by: Sampling) -> np.ndarray:
+    """Return bootstrap draws of a bound, float64 [draws]; infinite where a draw has none.
+
+    Documents are drawn as for losses, so that the draws of two runs on the same ones are paired.
+    """
+    # A draw without any token in a bin has no mean there, which counts as beyond the bound.
+    with np.errstate(invalid="ignore"):
+        drawn = intervals.nll_draws(*sample.arms, seed=by.seed, draws=by.draws)
+    return bounds_of.measured(sample.edges, drawn[:-1], drawn[-1], sample.window_tokens)
+
+
+def _bounded(sample: PerPosition, by: Sampling) -> tuple[intervals.Interval, str]:
+    drawn = bound_draws(sample, by)
+    proven = np.minimum(drawn, sample.edges[-1])
+    method = f"bootstrap over {count(len(sample.names), 'document')}, {by.draws:,} draws"
+    return _outer(proven, drawn), method
+
+
+def _outer(lowest: np.ndarray, highest: np.ndarray) -> intervals.Interval:
+    """Return the interval from the low tail of one set of draws to the high tail of another.
+
+    They differ where a draw is only known to lie between them; ends are draws, which may be
+    infinite.
+    """
+    tails = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
+    return intervals.Interval(
+        low=float(np.quantile(lowest, tails[0], method="inverted_cdf")),
+        high=float(np.quantile(highest, tails[1], method="inverted_cdf")),
+    )
+
+
+def _paired_bounds(
+    arms: Arms, subject: PerPosition, baseline: PerPosition, by: Sampling
+) -> Estimate:
+    _same_units(arms, subject.names, baseline.names, "document")
+    a, b = bound_draws(subject, by), bound_draws(baseline, by)
+    a_low, b_low = np.minimum(a, subject.edges[-1]), np.minimum(b, baseline.edges[-1])
+    ratio = arms.compare == "ratio"
+    x, y = arms.subject.number, arms.baseline.number if arms.baseline else math.nan
+    ends = _outer(a_low / b, a / b_low) if ratio else _outer(a_low - b, a - b_low)
+    method = f"paired bootstrap over {count(len(subject.names), 'document')}"
+    return Estimate(
+        number=x / y if ratio else x - y,
+        low=ends.low,
+        high=ends.high,
+        method=f"{method}, {by.draws:,} draws",
+        unit="ratio" if ratio else "bound",
+    )
+
+
+def _same_units(arms: Arms, subject: tuple[str, ...], baseline: tuple[str, ...], unit: str) -> None:
+    if subject != baseline:
         raise ValueError(
-            f"{describe(arms.subject.quantity)} was measured on "
-            f"{count(len(subject.names), subject.unit)} and its counterpart on others; "
-            f"a paired comparison needs the same {subject.unit}s"
+            f"{describe(arms.subject.quantity)} was measured on {count(len(subject), unit)} and "
+            f"its counterpart on others; a paired comparison needs the same {unit}s"
         )
+
+
+def _paired(arms: Arms, subject: PerUnit, baseline: PerUnit, by: Sampling) -> Estimate:
+    _same_units(arms, subject.names, baseline.names, subject.unit)
     unit: Unit = arms.subject.quantity.value
     a, b = _means([subject, baseline], by)
     logs = unit in PERPLEXITIES
@@ -319,7 +378,11 @@ def _what(arms: Arms) -> str:
     subject = describe(arms.subject.quantity)
     if arms.baseline is None:
         return subject
-    return f"{subject} {_RELATION[arms.compare]} the {describe(arms.baseline.quantity)}"
+    baseline = describe(arms.baseline.quantity)
+    if subject == baseline:  # one run, measured in two ways
+        subject += f" by {arms.subject.quantity.evaluation}"
+        baseline += f" by {arms.baseline.quantity.evaluation}"
+    return f"{subject} {_RELATION[arms.compare]} the {baseline}"
 
 
 _RELATION = {"difference": "minus", "ratio": "divided by"}

@@ -11,7 +11,9 @@ from ropewalk.report.spec import (
     Exact,
     JudgeJob,
     Ordering,
+    Predicted,
     Quantity,
+    Steeper,
     Table,
     Threshold,
     Trend,
@@ -195,7 +197,7 @@ def _resolve(
         rule = dataclasses.replace(rule, quantity=resolved(rule.quantity), baseline=baseline)
     elif isinstance(rule, Ordering):
         rule = dataclasses.replace(rule, ascending=tuple(map(resolved, rule.ascending)))
-    elif isinstance(rule, Trend):
+    elif isinstance(rule, Trend | Steeper | Predicted):
         rule = dataclasses.replace(rule, along=tuple(map(resolved, rule.along)))
     elif isinstance(rule, Value):
         rule = dataclasses.replace(rule, quantity=resolved(rule.quantity))
