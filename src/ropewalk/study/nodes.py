@@ -23,7 +23,7 @@ from ropewalk.data.spec import (
     gather_job,
     part_name,
 )
-from ropewalk.evaluate.spec import EvaluateJob, Evaluation
+from ropewalk.evaluate.spec import CheckJob, EvaluateJob, Evaluation
 from ropewalk.report.spec import Accepted, JudgeJob, ReportJob
 from ropewalk.study.combinations import check_run, check_twins
 from ropewalk.study.config import Config
@@ -359,6 +359,17 @@ class Builder:
             run=short,
         )
 
+    def check(self, study: Study, name: str, job: CheckJob) -> str:
+        """Plan a check, and the windows it looks at."""
+        where = f"{study.name}: checks.{name}.windows"
+        packed = {
+            f"windows:{label}": self.windows(w.windows, w.length_tokens, f"{where}.{label}")[0]
+            for label, w in job.windows.items()
+        }
+        return self._add(
+            "check", job, packed, name=self.config.run_name, study=study.name, check=name
+        )
+
     def provenance(self, name: str) -> dict[str, str]:
         """Return the provenance class of every setting of a run."""
         study, _, short = name.partition("/")
@@ -381,9 +392,7 @@ class Builder:
                 inputs[key] = self.evaluate(study, evaluation, run)
                 inputs[f"run:{run}"] = self.train(run, study.name)
         for check, job in study.file.checks.items():
-            inputs[f"check:{check}"] = self._add(
-                "check", job, {}, name=self.config.run_name, study=study.name, check=check
-            )
+            inputs[f"check:{check}"] = self.check(study, check, job)
         runs = {run for names in measured.values() for run in names}
         provenance = {run: self.provenance(run) for run in sorted(runs)}
         spec: JudgeJob = judge_job(study, self.config.scale, measured, provenance, self.problems)
