@@ -1,5 +1,6 @@
 """A small study made up for tests: real manifests, invented numbers, known verdicts."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -491,8 +492,8 @@ def build_inputs(root: Path) -> dict[str, Path]:
         run_stage(
             "check",
             "ropewalk.evaluate.check",
-            check.work,
-            chosen=check_pi,
+            lambda job: check.work(dataclasses.replace(job, chosen=check_pi)),
+            chosen=check_pi.__name__,
             spec=spec,
             inputs={},
             folder=folder,

@@ -34,8 +34,7 @@ class TrainingTime:
         By window, `short_...` and `long_...`: `speed` in tokens per second and GPU, `utilisation`
         by the convention of published ones (PaLM: attention over the whole square), and
         `least_utilisation` without any attention, the least that can have been executed.
-        `time_ratio` is long over short in days, `flops_ratio` in FLOPs by that convention and
-        `least_ratio` without attention, 1.
+        `time_ratio` is long over short in days, `flops_ratio` in FLOPs by that convention.
         """
         numbers: dict[str, float] = {}
         flops: dict[str, float] = {}

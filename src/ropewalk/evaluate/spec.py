@@ -238,6 +238,8 @@ class Tasks:
     tasks: tuple[str, ...]  # names in `tasks.TASKS`
     lengths: tuple[int, ...]  # tokens of a prompt with the room for its answer
     samples: int = 50  # per task and length
+    threshold: float = 0.5
+    # of a reach by length: the longest at which, and at every shorter one, so many samples succeed
     allow: tuple[Outcome, ...] = ()
 
     def __post_init__(self) -> None:

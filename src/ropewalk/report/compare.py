@@ -2,8 +2,8 @@
 
 Losses are resampled by document and scores by sample, both arms with the same draws, so that what
 two arms share (hard documents) cancels. The two arms of a retrieval or copy probe are taken for
-independent samples; the interval of their difference or ratio is built from the ends of the two
-intervals and is never too narrow.
+independent samples: a difference of shares has Newcombe's interval, any other difference or ratio
+one from the ends of the two intervals, which is never too narrow.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ from ropewalk.evaluate import intervals
 from ropewalk.evaluate.reach import reaches
 from ropewalk.report.quantities import (
     PERPLEXITIES,
+    SHARES,
     Measured,
     PerDistance,
     PerTrial,
@@ -134,6 +135,9 @@ def estimated(arms: Arms, sampling: Sampling) -> Estimate:
         )
     if isinstance(subject.sample, PerUnit) and isinstance(baseline.sample, PerUnit):
         return _paired(arms, subject.sample, baseline.sample, sampling)
+    if isinstance(subject.sample, PerDistance) and isinstance(baseline.sample, PerDistance):
+        if subject.quantity.value in SHARES and arms.compare == "difference":
+            return _share_difference(arms, subject.sample, baseline.sample)
     if type(subject.sample) is type(baseline.sample):
         return _from_ends(arms, _single(subject, sampling), _single(baseline, sampling))
     raise ValueError(
@@ -168,7 +172,7 @@ def _of_units(value: Unit, sample: PerUnit, by: Sampling) -> tuple[intervals.Int
 
 
 def _retrieved(value: Unit, sample: PerDistance, by: Sampling) -> tuple[intervals.Interval, str]:
-    if value == "accuracy":
+    if value in SHARES:
         ends = intervals.wilson(int(sample.successes.sum()), int(sample.trials.sum()), LEVEL)
         return ends, "Wilson score interval over all trials"
     ends = intervals.reach(
@@ -228,6 +232,20 @@ def _paired(arms: Arms, subject: PerUnit, baseline: PerUnit, by: Sampling) -> Es
         high=ends.high,
         method=f"{method}, {by.draws:,} draws",
         unit=unit,
+    )
+
+
+def _share_difference(arms: Arms, subject: PerDistance, baseline: PerDistance) -> Estimate:
+    a, b = (
+        (int(sample.successes.sum()), int(sample.trials.sum())) for sample in (subject, baseline)
+    )
+    ends = intervals.share_difference(a, b, LEVEL)
+    return Estimate(
+        number=a[0] / a[1] - b[0] / b[1],
+        low=ends.low,
+        high=ends.high,
+        method="Newcombe interval of two shares over all trials, taken for independent",
+        unit=arms.subject.quantity.value,
     )
 
 

@@ -275,6 +275,16 @@ def _tasks(protocol: Json) -> str:
         + (" (those that cannot be made are left out and counted)" if dropped else "")
         + ", answered by greedy decoding; a score is the share of what the answer should hold, or "
         "1 or 0 where one thing decides. Cells are called task/length."
+        + _longest(protocol)
+    )
+
+
+def _longest(protocol: Json) -> str:
+    if len(protocol["lengths"]) < 2:
+        return ""
+    return (
+        " The reach of a task is the longest length at which, and at every shorter one, at least "
+        f"{percent(protocol.get('threshold', 0.5))} of the samples succeed."
     )
 
 

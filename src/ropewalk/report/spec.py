@@ -20,10 +20,10 @@ Measure = Literal[
     "perplexity",
     "word_perplexity",
     "byte_perplexity",
-    "accuracy",  # share of tokens, or of retrieval trials, that are right
+    "accuracy",  # share of tokens, of retrieval trials, or of all needles, that are right
     "reach",  # tokens
-    "reach_share",  # of the longest distance that could be tested
-    "score",  # mean over the samples of a cell
+    "reach_share",  # of the longest distance, or length, that was tested
+    "score",  # mean over the samples of one or more cells; over trials of retrieval
 ]
 
 
@@ -36,7 +36,11 @@ class Quantity:
     # A run by name (`study/run`), or by axis values; axes not named take the study's main values.
     snapshot: str = "final"  # `final`, `first` (before any step), or a step number
     context: str | None = None
-    # label of the context, for losses; name of the preset, for conventions; of the cell, for scores
+    # label of the context, for losses; name of the preset, for conventions; for scores the cell, or
+    # a pattern (`niah_*/8192`) of cells whose samples are taken together; of no use to retrieval
+    depth: tuple[float, float] | None = None
+    # for the accuracy of retrieval: only what stands there in prompts, [from, below), as shares of
+    # their length
     value: Measure = "nll"
 
 
@@ -134,10 +138,18 @@ class Table:
     location: str
     evaluation: str
     value: Measure
-    columns: tuple[str, ...]  # labels of contexts or cells, or snapshots where `by` is snapshot
-    by: Literal["context", "snapshot"] = "context"
-    context: str | None = None  # for tables by snapshot
+    columns: tuple[str, ...]
+    # labels of contexts or cells; snapshots; or evaluations, empty where nothing is measured
+    by: Literal["context", "snapshot", "evaluation"] = "context"
+    headings: tuple[str, ...] = ()  # of the columns, as printed; none: the columns themselves
+    context: str | None = None  # for tables by snapshot or by evaluation
     rows: tuple[Row, ...]
+
+    def __post_init__(self) -> None:
+        if self.headings and len(self.headings) != len(self.columns):
+            raise ValueError(
+                f"{len(self.headings)} headings for {len(self.columns)} columns"
+            )
 
 
 # What the stages are given.

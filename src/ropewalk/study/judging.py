@@ -86,6 +86,8 @@ def judge_job(
     for name, table in file.tables.items():
         cells[name] = {}
         _known_evaluation(study, table.evaluation, f"tables.{name}.evaluation", problems)
+        for evaluation in {*table.columns} - {""} if table.by == "evaluation" else ():
+            _known_evaluation(study, evaluation, f"tables.{name}.columns", problems)
         for r, row in enumerate(table.rows):
             if len(row.cells) != len(table.columns):
                 problems.add(
@@ -93,18 +95,16 @@ def judge_job(
                     f"{len(table.columns)} columns"
                 )
             run = counterpart(study, row.run)
-            if run is None or run not in measured.get(table.evaluation, []):
-                continue
             for c, column in enumerate(table.columns):
-                by_context = table.by == "context"
-                snapshot = snapshot_of(study, row.snapshot if by_context else column)
-                if not snapshot:
+                evaluation = column if table.by == "evaluation" else table.evaluation
+                snapshot = snapshot_of(study, column if table.by == "snapshot" else row.snapshot)
+                if run is None or run not in measured.get(evaluation, []) or not snapshot:
                     continue
                 cells[name][f"{r},{c}"] = Quantity(
-                    evaluation=table.evaluation,
+                    evaluation=evaluation,
                     run=run,
                     snapshot=snapshot,
-                    context=column if by_context else table.context,
+                    context=column if table.by == "context" else table.context,
                     value=table.value,
                 )
     return JudgeJob(
