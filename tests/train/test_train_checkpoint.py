@@ -175,7 +175,7 @@ def test_train_checkpoint_damaged_one_makes_room_for_sound_ones(tmp_path: Path) 
         own.save(Progress(step=5))
         own.save(Progress(step=9))
     next((tmp_path / "step-000009").glob("*.distcp")).unlink()
-    found = checkpoint.latest(tmp_path, WORLD)
+    found = checkpoint.latest(tmp_path, WORLD, seconds=0.0)
     assert found is not None
     assert found[0].name == "step-000005"
     with saves(tmp_path, trained, background=False, kept=1) as own:

@@ -258,17 +258,20 @@ class Checkpoints:
         )
 
 
-def latest(folder: Path, world: World) -> tuple[Path, Record] | None:
+def latest(
+    folder: Path, world: World, *, seconds: float = VISIBLE_SECONDS
+) -> tuple[Path, Record] | None:
     """Return the newest undamaged checkpoint below `folder`; each process checks its share.
 
     Which there are is what the first process sees: nodes may see a shared folder differently for a
-    while, and shards of two steps would fit together without an error.
+    while, and shards of two steps would fit together without an error. `seconds` is how long one
+    waits for files that another node has written.
     """
     listed = _records(folder) if world.first else []
     for name_, record in world.gather(listed)[0]:
         path = folder / name_
         mine = record.files[world.rank :: world.size]
-        _await(path, mine)
+        _await(path, mine, seconds=seconds)
         problems = [f"{file.path} {what}" for file in mine if (what := damage(path, file))]
         problems = list(itertools.chain.from_iterable(world.gather(problems)))
         if not problems:
