@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from study_samples import DEMO, changed, plan, write
 
+from ropewalk.base.spec import SpecError
 from ropewalk.report.spec import JudgeJob, Ordering, Quantity
 from ropewalk.study.judging import counterpart, run_of, snapshot_of
 from ropewalk.study.plan import Plan
@@ -143,3 +144,46 @@ def test_a_step_without_counterpart_makes_a_claim_untested(tmp_path: Path) -> No
     demo = changed(DEMO, {("claims", "better", "rule", "ascending", 0, "snapshot"): "10000"})
     claim = job(plan(write(tmp_path, demo=demo + MINI), scale="mini")).claims["better"]
     assert (claim.rule, claim.outcome) == (None, "not tested at this scale")
+
+
+def test_contexts_of_the_paper_stand_for_contexts_of_ours(tmp_path: Path) -> None:
+    """Guards against eight times the window of the paper beside eight times ours, not measured."""
+    ascending = ("claims", "better", "rule", "ascending")
+    demo = changed(
+        DEMO,
+        {
+            (*ascending, 0, "context"): "8x",
+            (*ascending, 1, "context"): "8x",
+            ("tables", "one", "columns"): ["2x", "8x"],
+        },
+    )
+    scale = MINI.replace("    main:", '    contexts: { "8x": 2x, "2x": "" }\n    main:')
+    spec = job(plan(write(tmp_path, demo=demo + scale), scale="mini"))
+    rule = spec.claims["better"].rule
+    assert isinstance(rule, Ordering)
+    assert [q.context for q in rule.ascending] == ["2x", "2x"]
+    assert {place: q.context for place, q in spec.cells["one"].items()} == {"0,1": "2x", "1,1": "2x"}
+
+
+def test_a_context_without_counterpart_makes_a_claim_untested(tmp_path: Path) -> None:
+    """Guards against a claim on the target that is judged at half of it."""
+    scale = MINI.replace("    main:", '    contexts: { 2x: "" }\n    main:')
+    claim = job(plan(write(tmp_path, demo=DEMO + scale), scale="mini")).claims["better"]
+    assert (claim.rule, claim.outcome) == (None, "not tested at this scale")
+    assert claim.note == "this scale has no context 2x"
+
+
+def test_an_evaluation_that_a_scale_leaves_out_makes_its_claims_untested(tmp_path: Path) -> None:
+    """Guards against benchmarks of large models that every small scale must take out by hand."""
+    demo = changed(DEMO, {("decides",): []})
+    scale = MINI + "    evaluations: { loss: null }\n"
+    claim = job(plan(write(tmp_path, demo=demo + scale), scale="mini")).claims["better"]
+    assert (claim.rule, claim.outcome) == (None, "not tested at this scale")
+
+
+def test_a_misspelled_evaluation_is_refused(tmp_path: Path) -> None:
+    """Guards against a typing error that reads as 'not tested at this scale'."""
+    ascending = ("claims", "better", "rule", "ascending")
+    demo = changed(DEMO, {(*ascending, 0, "evaluation"): "los"})
+    with pytest.raises(SpecError, match="there is no evaluation 'los'"):
+        plan(write(tmp_path, demo=demo))

@@ -30,13 +30,15 @@ def finite(value: float) -> float | None:
 def cell(quantity: Quantity | None, results: Results, sampling: Sampling) -> Json:
     """Return our counterpart of a printed cell: the number with its interval, or why there is none.
 
-    Keys: `number`, `low`, `high`, `method`, or `missing`; and `evaluation`, `run`, `snapshot` where
-    named. A column of steps is the paper's; `snapshot` is ours.
+    Keys: `number`, `low`, `high`, `method`, or `missing`; and `evaluation`, `run`, `snapshot`,
+    `context` where named. A column of steps or contexts is the paper's; those of the cell are ours.
     """
     if quantity is None:
         return {"missing": "not part of this scale"}
     evaluation, run = results.key(quantity)
     names = {"evaluation": evaluation, "run": run, "snapshot": quantity.snapshot}
+    if quantity.context is not None:
+        names["context"] = quantity.context
     found = extract(quantity, results)
     if isinstance(found, Missing):
         return {**names, "missing": found.reason}

@@ -41,6 +41,11 @@ def snapshot_of(study: Study, snapshot: str) -> str:
     return study.file.snapshots.get(snapshot, snapshot)
 
 
+def context_of(study: Study, context: str | None) -> str | None:
+    """Return the label that stands for one of the paper's at this scale; empty if none does."""
+    return None if context is None else study.file.contexts.get(context, context)
+
+
 def counterpart(study: Study, selection: str | Mapping[str, str]) -> str | None:
     """Return our run beside a cell of the paper: the paper's main cell is our main cell.
 
@@ -98,13 +103,16 @@ def judge_job(
             for c, column in enumerate(table.columns):
                 evaluation = column if table.by == "evaluation" else table.evaluation
                 snapshot = snapshot_of(study, column if table.by == "snapshot" else row.snapshot)
-                if run is None or run not in measured.get(evaluation, []) or not snapshot:
+                context = context_of(study, column if table.by == "context" else table.context)
+                if run is None or run not in measured.get(evaluation, []):
+                    continue
+                if not snapshot or context == "":
                     continue
                 cells[name][f"{r},{c}"] = Quantity(
                     evaluation=evaluation,
                     run=run,
                     snapshot=snapshot,
-                    context=column if table.by == "context" else table.context,
+                    context=context,
                     value=table.value,
                 )
     return JudgeJob(
@@ -154,7 +162,10 @@ def _resolve(
         snapshot = snapshot_of(study, quantity.snapshot)
         if not snapshot:
             missing.append(f"snapshot {quantity.snapshot}")
-        return dataclasses.replace(quantity, run=run, snapshot=snapshot)
+        context = context_of(study, quantity.context)
+        if context == "":
+            missing.append(f"context {quantity.context}")
+        return dataclasses.replace(quantity, run=run, snapshot=snapshot, context=context)
 
     rule: Any = claim.rule
     if isinstance(rule, Threshold):
@@ -181,7 +192,7 @@ def _resolve(
 
 
 def _known_evaluation(study: Study, name: str, where: str, problems: Problems) -> None:
-    if name not in study.evaluations:
+    if name not in study.evaluations and name not in study.paper_evaluations:
         problems.add(
             f"{study.name}: {where}: there is no evaluation {name!r}; "
             f"{suggestion(name, study.evaluations)}"

@@ -145,6 +145,7 @@ def _resolve(
         evaluation_overrides=evaluation_overrides,
         paper_main=unwrap(body.get("main", {})),
         paper_aliases=unwrap(body.get("aliases", {})),
+        paper_evaluations=frozenset(unwrap(body.get("evaluations", {}))),
         layers=layers,
     )
 

@@ -91,6 +91,8 @@ class StudyFile(Definitions):
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)  # short name -> study/run
     snapshots: Mapping[str, str] = dataclasses.field(default_factory=dict)
     # a step of the paper's table -> the step that stands beside it; empty: none does
+    contexts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    # a label of the paper's contexts -> the label that stands beside it; empty: none does
     runs: Mapping[str, Family] = dataclasses.field(default_factory=dict)
     evaluations: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     checks: Mapping[str, CheckJob] = dataclasses.field(default_factory=dict)
@@ -115,6 +117,7 @@ class Study:
     evaluation_overrides: Mapping[str, Mapping[str, EvaluationOverride]]  # applied in order
     paper_main: Mapping[str, str]  # `main` of the body: which cell of the paper stands for ours
     paper_aliases: Mapping[str, str]
+    paper_evaluations: frozenset[str]  # of the body: a scale may leave some out
     layers: Mapping[str, str]  # resolved key path -> layer that set it
 
 
