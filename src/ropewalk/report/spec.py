@@ -128,6 +128,7 @@ class Row:
     label: str
     cells: tuple[str, ...]  # as printed; empty where the paper prints nothing
     snapshot: str = "final"
+    evaluation: str | None = None  # in place of the table's
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,8 +137,8 @@ class Table:
 
     title: str
     location: str
-    evaluation: str
-    value: Measure
+    evaluation: str = ""  # empty: the table is only printed
+    value: Measure = "score"
     columns: tuple[str, ...]
     # labels of contexts or cells; snapshots; or evaluations, empty where nothing is measured
     by: Literal["context", "snapshot", "evaluation"] = "context"

@@ -90,9 +90,10 @@ def judge_job(
     cells: dict[str, dict[str, Quantity]] = {}
     for name, table in file.tables.items():
         cells[name] = {}
-        _known_evaluation(study, table.evaluation, f"tables.{name}.evaluation", problems)
-        for evaluation in {*table.columns} - {""} if table.by == "evaluation" else ():
-            _known_evaluation(study, evaluation, f"tables.{name}.columns", problems)
+        named = {table.evaluation, *(row.evaluation or "" for row in table.rows)}
+        named |= set(table.columns) if table.by == "evaluation" else set()
+        for evaluation in sorted(named - {""}):
+            _known_evaluation(study, evaluation, f"tables.{name}", problems)
         for r, row in enumerate(table.rows):
             if len(row.cells) != len(table.columns):
                 problems.add(
@@ -101,7 +102,8 @@ def judge_job(
                 )
             run = counterpart(study, row.run)
             for c, column in enumerate(table.columns):
-                evaluation = column if table.by == "evaluation" else table.evaluation
+                evaluation = row.evaluation or table.evaluation
+                evaluation = column if table.by == "evaluation" else evaluation
                 snapshot = snapshot_of(study, column if table.by == "snapshot" else row.snapshot)
                 context = context_of(study, column if table.by == "context" else table.context)
                 if run is None or run not in measured.get(evaluation, []):
