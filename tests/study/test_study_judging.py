@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from study_samples import DEMO, changed, plan, write
 
 from ropewalk.base.spec import SpecError
@@ -71,6 +72,25 @@ def test_cells_are_filled_where_there_is_a_run_and_only_there(paper: Plan) -> No
         evaluation="loss", run="shared/base", context="2x", value="perplexity"
     )
     assert cells["1,0"].run == "demo/pi-2x"
+
+
+def test_columns_and_rows_may_be_of_other_evaluations(tmp_path: Path) -> None:
+    """Guards against a method's column filled with the numbers of another method."""
+    data = yaml.safe_load(DEMO)
+    table = data["tables"]["one"]
+    table |= {"by": "evaluation", "columns": ["", "loss"], "context": "2x", "headings": ["A", "B"]}
+    table["rows"][0]["cells"] = ["1", "2"]
+    cells = job(plan(write(tmp_path, demo=yaml.safe_dump(data)))).cells["one"]
+    assert {place: (q.evaluation, q.context) for place, q in cells.items()} == {
+        "0,1": ("loss", "2x"),
+        "1,1": ("loss", "2x"),
+    }
+    table |= {"columns": ["", "los"]}
+    with pytest.raises(SpecError, match=r"tables\.one\.columns: there is no evaluation 'los'"):
+        plan(write(tmp_path, demo=yaml.safe_dump(data)))
+    table |= {"columns": ["loss"], "by": "context"}
+    with pytest.raises(SpecError, match="2 headings for 1 columns"):
+        plan(write(tmp_path, demo=yaml.safe_dump(data)))
 
 
 def test_claims_name_runs_after_resolution(paper: Plan) -> None:
@@ -162,7 +182,10 @@ def test_contexts_of_the_paper_stand_for_contexts_of_ours(tmp_path: Path) -> Non
     rule = spec.claims["better"].rule
     assert isinstance(rule, Ordering)
     assert [q.context for q in rule.ascending] == ["2x", "2x"]
-    assert {place: q.context for place, q in spec.cells["one"].items()} == {"0,1": "2x", "1,1": "2x"}
+    assert {place: q.context for place, q in spec.cells["one"].items()} == {
+        "0,1": "2x",
+        "1,1": "2x",
+    }
 
 
 def test_a_context_without_counterpart_makes_a_claim_untested(tmp_path: Path) -> None:

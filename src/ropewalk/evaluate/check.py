@@ -1,8 +1,8 @@
 """Stage `check`: exact checks of theory that need no model; writes `result.json`.
 
-A check is a frozen dataclass in `CHECKS` of the module that `check_module` names; its fields are the
-parameters, and what is not given has the default. A check of data is given the position frequency
-of windows as they were packed, by label.
+A check is a frozen dataclass in `CHECKS` of the module that `check_module` names; its fields are
+the parameters, and what is not given has the default. A check of data is given the position
+frequency of windows as they were packed, by label.
 """
 
 import dataclasses

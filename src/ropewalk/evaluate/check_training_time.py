@@ -1,4 +1,4 @@
-"""Check of a published training time: what it asks of the hardware, in floating-point operations."""
+"""Check of a published training time: what it asks of the hardware, in FLOPs."""
 
 import dataclasses
 from collections.abc import Mapping

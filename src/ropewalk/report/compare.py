@@ -135,9 +135,13 @@ def estimated(arms: Arms, sampling: Sampling) -> Estimate:
         )
     if isinstance(subject.sample, PerUnit) and isinstance(baseline.sample, PerUnit):
         return _paired(arms, subject.sample, baseline.sample, sampling)
-    if isinstance(subject.sample, PerDistance) and isinstance(baseline.sample, PerDistance):
-        if subject.quantity.value in SHARES and arms.compare == "difference":
-            return _share_difference(arms, subject.sample, baseline.sample)
+    if (
+        isinstance(subject.sample, PerDistance)
+        and isinstance(baseline.sample, PerDistance)
+        and subject.quantity.value in SHARES
+        and arms.compare == "difference"
+    ):
+        return _share_difference(arms, subject.sample, baseline.sample)
     if type(subject.sample) is type(baseline.sample):
         return _from_ends(arms, _single(subject, sampling), _single(baseline, sampling))
     raise ValueError(

@@ -274,8 +274,7 @@ def _tasks(protocol: Json) -> str:
         f"room for the answer included, {count(protocol['samples'], 'sample')} each"
         + (" (those that cannot be made are left out and counted)" if dropped else "")
         + ", answered by greedy decoding; a score is the share of what the answer should hold, or "
-        "1 or 0 where one thing decides. Cells are called task/length."
-        + _longest(protocol)
+        "1 or 0 where one thing decides. Cells are called task/length." + _longest(protocol)
     )
 
 

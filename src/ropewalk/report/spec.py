@@ -148,9 +148,7 @@ class Table:
 
     def __post_init__(self) -> None:
         if self.headings and len(self.headings) != len(self.columns):
-            raise ValueError(
-                f"{len(self.headings)} headings for {len(self.columns)} columns"
-            )
+            raise ValueError(f"{len(self.headings)} headings for {len(self.columns)} columns")
 
 
 # What the stages are given.

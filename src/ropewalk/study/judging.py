@@ -90,10 +90,12 @@ def judge_job(
     cells: dict[str, dict[str, Quantity]] = {}
     for name, table in file.tables.items():
         cells[name] = {}
-        named = {table.evaluation, *(row.evaluation or "" for row in table.rows)}
-        named |= set(table.columns) if table.by == "evaluation" else set()
-        for evaluation in sorted(named - {""}):
-            _known_evaluation(study, evaluation, f"tables.{name}", problems)
+        asked = [("evaluation", table.evaluation)]
+        asked += [("columns", c) for c in table.columns if table.by == "evaluation"]
+        asked += [(f"rows.{r}", row.evaluation or "") for r, row in enumerate(table.rows)]
+        for key, evaluation in asked:
+            if evaluation:
+                _known_evaluation(study, evaluation, f"tables.{name}.{key}", problems)
         for r, row in enumerate(table.rows):
             if len(row.cells) != len(table.columns):
                 problems.add(
@@ -189,7 +191,7 @@ def _resolve(
     )
     if missing:
         note = f"this scale has no {missing[0]}" + (f". {claim.note}" if claim.note else "")
-        return dataclasses.replace(claim, rule=None, outcome=NOT_TESTED, note=note)
+        return dataclasses.replace(claim, rule=None, requires=(), outcome=NOT_TESTED, note=note)
     return dataclasses.replace(claim, rule=rule, requires=requires)
 
 
