@@ -26,7 +26,7 @@ from report_sample import (
 from ropewalk.evaluate import intervals
 from ropewalk.evaluate.copying import effective_length
 from ropewalk.report.compare import Arms, Sampling, estimated
-from ropewalk.report.quantities import Measured, Missing, Results, describe, extract
+from ropewalk.report.quantities import Measured, Missing, Results, Seen, describe, extract
 from ropewalk.report.spec import Quantity
 
 SNAPSHOTS = {
@@ -304,6 +304,36 @@ def test_distances_are_depths_of_prompts_that_are_full() -> None:
     assert asked(full, (0.6666, 1.0)).sample.trials.tolist() == [10]
     assert asked(full, (0.0, 1.0), "reach").broken
     assert asked(RETRIEVAL, (0.0, 0.3334)).broken
+
+
+def test_the_frequency_of_a_distance_when_it_is_first_reached() -> None:
+    """Guards against the frequency after all tokens, or at another distance than was reached.
+
+    Reach 512 first at step 20, 5 tokens a step: 50 to 100 tokens, of which a quarter sees it.
+    """
+    snapshots = {10: retrieval([1.0, 0.0, 1.0, 1.0]), 20: retrieval([1.0, 1.0, 1.0, 0.0])}
+    falling = np.linspace(1.0, 0.0, 1025)
+    falling[512] = 0.25
+    results = Results(
+        study="pi",
+        by_name={("pi/e", "pi/a"): result("a", RETRIEVAL, {**snapshots, 40: retrieval([1.0] * 4)})},
+        seen={"pi/a": Seen(per_token=falling, tokens_per_step=5.0)},
+    )
+
+    def asked(distance: int | None) -> Any:
+        quantity = Quantity(evaluation="e", run="pi/a", value="frequency", distance=distance)
+        return extract(quantity, results)
+
+    found = asked(512)
+    assert (found.sample.low, found.sample.high, found.number) == (12.5, 25.0, 18.75)
+    estimate = interval(found, asked(256), compare="ratio")
+    assert estimate.high == math.inf  # the first snapshot reaches 256 already
+    assert estimate.low == pytest.approx(12.5 / (50 * 0.75))
+    assert asked(None).broken
+    assert asked(2048).broken
+    never = asked(1024)
+    assert (never.sample.low, never.sample.high) == (0.0, 0.0)  # nobody sees it
+    assert "when its reach first got there" in describe(found.quantity)
 
 
 def test_a_trial_is_a_sample_whose_score_is_right_or_wrong() -> None:

@@ -93,6 +93,20 @@ def test_columns_and_rows_may_be_of_other_evaluations(tmp_path: Path) -> None:
         plan(write(tmp_path, demo=yaml.safe_dump(data)))
 
 
+def test_windows_reach_the_judge_where_a_claim_asks_what_they_show(tmp_path: Path) -> None:
+    """Guards against a frequency of other windows than those a run was trained on."""
+    data = yaml.safe_load(DEMO)
+    asked = {"evaluation": "loss", "value": "frequency", "distance": 8}
+    rule = {"kind": "threshold", "quantity": asked, "at_least": 1.0}
+    data["claims"]["better"]["rule"] = rule
+    found = plan(write(tmp_path, demo=yaml.safe_dump(data)))
+    node = found.node("judge", {"name": "paper", "study": "demo"})
+    windows = {name: path for name, path in node.inputs.items() if name.startswith("windows:")}
+    assert list(windows) == ["windows:demo/pi-2x"]
+    packed = found.nodes[windows["windows:demo/pi-2x"]]
+    assert packed.wildcards == {"windows": "plain", "length": "32"}
+
+
 def test_claims_name_runs_after_resolution(paper: Plan) -> None:
     """Guards against a judge that guesses."""
     rule = job(paper).claims["better"].rule

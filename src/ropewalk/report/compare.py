@@ -17,6 +17,7 @@ from ropewalk.evaluate.reach import reaches
 from ropewalk.report.quantities import (
     PERPLEXITIES,
     SHARES,
+    Between,
     Measured,
     PerDistance,
     PerTrial,
@@ -154,11 +155,14 @@ def _single(measured: Measured, sampling: Sampling) -> Estimate:
     value, sample = measured.quantity.value, measured.sample
     if isinstance(sample, PerTrial):
         ends, method = _copied(sample, sampling)
+    elif isinstance(sample, Between):
+        ends = intervals.Interval(low=sample.low, high=sample.high)
+        method = "the snapshots before and after"
     elif isinstance(sample, PerDistance):
         ends, method = _retrieved(value, sample, sampling)
     else:
         ends, method = _of_units(value, sample, sampling)
-    if value == "reach_share" and not isinstance(sample, PerUnit):
+    if value == "reach_share" and isinstance(sample, PerDistance | PerTrial):
         longest = sample.distances[-1]
         ends = intervals.Interval(low=ends.low / longest, high=ends.high / longest)
     return Estimate(number=measured.number, low=ends.low, high=ends.high, method=method, unit=value)

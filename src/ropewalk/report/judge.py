@@ -9,10 +9,11 @@ from ropewalk.base.canonical import leaves, plain
 from ropewalk.base.files import read_json, write_json
 from ropewalk.base.manifest import Manifest
 from ropewalk.base.stage import Job, StageError
+from ropewalk.data import frequency
 from ropewalk.report import accounts, curves, series
 from ropewalk.report.compare import LEVEL, Comparison, Sampling
 from ropewalk.report.conventions import convention
-from ropewalk.report.quantities import Measured, Missing, Results, describe
+from ropewalk.report.quantities import Measured, Missing, Results, Seen, describe
 from ropewalk.report.spec import Claim, JudgeJob
 from ropewalk.report.verdict import DECIDED, Evidence, Verdict, judge_claim
 from ropewalk.report.wording import listed
@@ -60,17 +61,25 @@ def read_material(job: Job) -> Material:
                 "the name must be 'evaluation:<study>/<evaluation>:<study>/<run>'"
             )
         evaluations[evaluation, run] = manifest
-    checks = job.many("check")
+    checks, runs = job.many("check"), job.many("run")
     return Material(
         evaluations=evaluations,
         results=Results(
             study=job.spec.study,
             by_name={key: _result(manifest) for key, manifest in evaluations.items()},
+            seen={run: _seen(packed, runs[run]) for run, packed in job.many("windows").items()},
         ),
         checks=checks,
         check_results={name: _result(manifest) for name, manifest in checks.items()},
-        runs=job.many("run"),
+        runs=runs,
     )
+
+
+def _seen(packed: Manifest, trained: Manifest) -> Seen:
+    """Return how often the training of a run shows every distance of its windows."""
+    f = frequency.packed(packed.path(frequency.STATISTICS))
+    steps = _fact(trained, "final_step")
+    return Seen(per_token=f / f[0], tokens_per_step=_fact(trained, "tokens") / steps)
 
 
 def _result(manifest: Manifest) -> Json:

@@ -63,12 +63,28 @@ class PerTrial:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Between:
+    """Two ends between which a number lies, because nothing was measured between two snapshots."""
+
+    low: float
+    high: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Seen:
+    """How often training shows every distance (see `ropewalk.data.frequency`)."""
+
+    per_token: npt.NDArray[np.float64]  # [distances]: f(i) / f(0)
+    tokens_per_step: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Measured:
     """A number and what it was computed from."""
 
     quantity: Quantity
     number: float  # in nats, perplexity, tokens, or a share, as the quantity's value says
-    sample: PerUnit | PerDistance | PerTrial
+    sample: PerUnit | PerDistance | PerTrial | Between
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,6 +102,7 @@ class Results:
 
     study: str
     by_name: Mapping[tuple[str, str], Mapping[str, Any]]
+    seen: Mapping[str, Seen] = dataclasses.field(default_factory=dict)  # by run, where asked for
 
     def key(self, quantity: Quantity) -> tuple[str, str]:
         """Return the key a quantity asks for; a bare evaluation name is the study's own."""
@@ -114,6 +131,8 @@ def extract(quantity: Quantity, results: Results) -> Measured | Missing:
     result = results.by_name.get((evaluation, run))
     if result is None:
         return Missing(quantity=quantity, reason=_why_not_run(evaluation, run, results))
+    if quantity.value == "frequency":
+        return _frequency(quantity, results)
     snapshots = result["snapshots"]
     step = _step(quantity.snapshot, result)
     if step not in snapshots:
@@ -134,8 +153,38 @@ def extract(quantity: Quantity, results: Results) -> Measured | Missing:
     return found
 
 
+def _frequency(quantity: Quantity, results: Results) -> Measured | Missing:
+    """Return how many pairs at a distance training had shown when the reach first got that far.
+
+    It got there somewhere between two snapshots; the number is the middle.
+    """
+    key = evaluation, run = results.key(quantity)
+    seen, distance = results.seen.get(run), quantity.distance
+    if distance is None or seen is None or not distance < len(seen.per_token):
+        return _broken(quantity, f"nothing says how often {run} sees the distance {distance}")
+    pairs = float(seen.per_token[distance]) * seen.tokens_per_step
+    before = 0
+    for step in sorted(results.by_name[key]["snapshots"], key=int):
+        asked = dataclasses.replace(quantity, value="reach", distance=None, snapshot=step)
+        reach = extract(asked, results)
+        if isinstance(reach, Missing):
+            return dataclasses.replace(reach, quantity=quantity)
+        if reach.number >= distance:
+            sample = Between(low=pairs * before, high=pairs * int(step))
+            middle = (sample.low + sample.high) / 2
+            return Measured(quantity=quantity, number=middle, sample=sample)
+        before = int(step)
+    reason = f"{evaluation} of {run} has no snapshot whose reach is {distance:,} tokens"
+    return Missing(quantity=quantity, reason=reason)
+
+
 def describe(quantity: Quantity) -> str:
     """Return a quantity in words, e.g. `perplexity of pi/ft at 4x after 80 steps`."""
+    if quantity.value == "frequency":
+        return (
+            f"position frequency of {run_name(quantity)} at {quantity.distance:,} tokens when its "
+            "reach first got there"
+        )
     names = {
         "nll": "loss",
         "perplexity": "perplexity",

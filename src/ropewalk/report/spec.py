@@ -24,6 +24,7 @@ Measure = Literal[
     "reach",  # tokens
     "reach_share",  # of the longest distance, or length, that was tested
     "score",  # mean over the samples of one or more cells; over trials of retrieval
+    "frequency",  # pairs of tokens at a distance that training had shown when it was first reached
 ]
 
 
@@ -41,6 +42,7 @@ class Quantity:
     depth: tuple[float, float] | None = None
     # for the accuracy of retrieval: only what stands there in prompts, [from, below), as shares of
     # their length
+    distance: int | None = None  # for the frequency: of which distance, in tokens
     value: Measure = "nll"
 
 

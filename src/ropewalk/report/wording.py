@@ -12,6 +12,7 @@ UNITS = {
     "reach": "tokens",
     "reach_share": "",
     "score": "",
+    "frequency": "pairs",
     "flops": "FLOP",
     "ratio": "",
     "number": "",

@@ -195,6 +195,13 @@ def _resolve(
     return dataclasses.replace(claim, rule=rule, requires=requires)
 
 
+def seen_by(job: JudgeJob) -> list[str]:
+    """Return the runs whose claims ask how often training shows a distance."""
+    rules = [claim.rule for claim in job.claims.values() if isinstance(claim.rule, Threshold)]
+    asked = [q for rule in rules for q in (rule.quantity, rule.baseline) if q is not None]
+    return sorted({str(q.run) for q in asked if q.value == "frequency"})
+
+
 def _known_evaluation(study: Study, name: str, where: str, problems: Problems) -> None:
     if name not in study.evaluations and name not in study.paper_evaluations:
         problems.add(

@@ -27,7 +27,7 @@ from ropewalk.evaluate.spec import CheckJob, EvaluateJob, Evaluation
 from ropewalk.report.spec import Accepted, JudgeJob, ReportJob
 from ropewalk.study.combinations import check_run, check_twins
 from ropewalk.study.config import Config
-from ropewalk.study.judging import judge_job
+from ropewalk.study.judging import judge_job, seen_by
 from ropewalk.study.load import DEFINITIONS, SHARED, Problems, apply
 from ropewalk.study.provenance import class_of, inherited_layers
 from ropewalk.study.registry import folder
@@ -396,6 +396,11 @@ class Builder:
         runs = {run for names in measured.values() for run in names}
         provenance = {run: self.provenance(run) for run in sorted(runs)}
         spec: JudgeJob = judge_job(study, self.config.scale, measured, provenance, self.problems)
+        for run in seen_by(spec):
+            phases = resolved.phases if (resolved := self.resolved(run, study.name)) else ()
+            for phase in phases[-1:]:
+                packed, _ = self.windows(phase.windows, phase.length_tokens, study.name)
+                inputs[f"windows:{run}"] = packed
         return self._add("judge", spec, inputs, name=self.config.run_name, study=study.name)
 
     def report(self) -> str:
