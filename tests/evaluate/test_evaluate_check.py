@@ -17,7 +17,7 @@ from ropewalk.base.spec import SpecError
 from ropewalk.base.stage import run_stage
 from ropewalk.cli import main
 from ropewalk.evaluate import check
-from ropewalk.evaluate.spec import CheckJob, check_module
+from ropewalk.evaluate.spec import CHECKS_OF_WINDOWS, CheckJob, PackedWindows, check_module
 
 # Small enough for seconds; where a default is as quick it is left.
 SMALL: Mapping[str, Mapping[str, float]] = {
@@ -28,11 +28,20 @@ SMALL: Mapping[str, Mapping[str, float]] = {
     "pose_cost": {},
     "rope_bounds": {"dimension": 32, "trained_tokens": 256, "tuned_tokens": 1024},
     "position_frequency": {"length_tokens": 256},
+    "packed_frequency": {"points": 16},
+    "training_time": {},
 }
+# What checks of windows are given: f of two documents of 5 and 3 tokens, whole and cut at 4.
+PACKED = {"short": np.array([8, 5, 3, 1]), "long": np.array([8, 6, 4, 2, 1, 0, 0, 0])}
 
 
 def kind(name: str) -> Any:
     return importlib.import_module(check_module(name)).CHECKS[name]
+
+
+def run(name: str) -> Any:
+    made = check.made(kind(name), SMALL[name])
+    return made.run(PACKED) if name in CHECKS_OF_WINDOWS else made.run()
 
 
 def test_every_named_check_exists_and_no_other() -> None:
@@ -49,7 +58,7 @@ def test_series_are_pairs_of_equal_length_and_finite(name: str) -> None:
 
     x grows, so that a curve can be drawn through the points.
     """
-    findings = check.made(kind(name), SMALL[name]).run()
+    findings = run(name)
     assert findings.series
     for values in findings.series.values():
         assert len(values["x"]) == len(values["y"]) > 1
@@ -104,7 +113,7 @@ def test_parameters_that_cannot_be_used_are_refused(
         check.made(kind(name), parameters)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", sorted(set(SMALL) - set(CHECKS_OF_WINDOWS)))
 def test_the_stage_writes_numbers_and_series(tmp_path: Path, name: str) -> None:
     """Guards against results that differ between two runs, or that claims cannot find."""
     spec = CheckJob(check=name, parameters=SMALL[name])  # type: ignore[arg-type]
@@ -126,6 +135,21 @@ def test_the_stage_writes_numbers_and_series(tmp_path: Path, name: str) -> None:
     assert files[0] == files[1]
     assert set(result) == {"numbers", "series"}
     assert manifest.result["numbers"] == result["numbers"]
+
+
+@pytest.mark.parametrize(
+    ("name", "windows", "message"),
+    [
+        ("packed_frequency", {}, "needs windows"),
+        ("rope_bounds", {"a": PackedWindows(windows="w", length_tokens=8)}, "has no use for"),
+    ],
+)
+def test_windows_are_given_to_the_checks_that_look_at_them(
+    name: Any, windows: dict[str, PackedWindows], message: str
+) -> None:
+    """Guards against a check of data without data, and windows that nobody looks at."""
+    with pytest.raises(ValueError, match=message):
+        CheckJob(check=name, windows=windows)
 
 
 def test_a_check_runs_by_hand(tmp_path: Path) -> None:

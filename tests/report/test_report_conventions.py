@@ -82,6 +82,7 @@ CHANGES: list[tuple[Any, str, Any]] = [
     (TASKS, "tasks", ("vt",)),
     (TASKS, "lengths", (1024,)),
     (TASKS, "samples", 13),
+    (dataclasses.replace(TASKS, lengths=(512, 1024)), "threshold", 0.9),
     (TASKS, "allow", ()),
     (SUMMARIES, "documents", None),
     (SUMMARIES, "new_tokens", 100),

@@ -60,6 +60,19 @@ def test_presets_are_no_contexts() -> None:
 def test_what_has_neither_perplexity_nor_reach_is_not_drawn_by_step() -> None:
     both = cells(vt__512=[0.0, 1.0])
     assert series.by_step(results(TASKS, both, both), SAMPLING) == []
+    lengths = {
+        "cells": {
+            f"passkey/{tokens}": {"scores": [1.0, 1.0], "samples": [0, 1], "length_tokens": tokens}
+            for tokens in (256, 512)
+        }
+    }
+    (found,) = series.by_step(results(TASKS, lengths, lengths), SAMPLING)
+    assert (found["value"], found["context"], found["context_tokens"]) == (
+        "reach",
+        "passkey/*",
+        512,
+    )
+    assert [point["number"] for point in found["points"]] == [512, 512]
     (found,) = series.by_step(results(COPY, copy_probe(64), copy_probe(128)), SAMPLING)
     assert (found["value"], found["context_tokens"]) == ("reach", 512)
 

@@ -1,5 +1,6 @@
 """Extraction: the right number, or the reason there is none."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -22,9 +23,10 @@ from report_sample import (
     window_mean,
 )
 
+from ropewalk.evaluate import intervals
 from ropewalk.evaluate.reach import effective_length
 from ropewalk.report.compare import Arms, Sampling, estimated
-from ropewalk.report.quantities import Measured, Missing, Results, describe, extract
+from ropewalk.report.quantities import Measured, Missing, Results, Seen, describe, extract
 from ropewalk.report.spec import Quantity
 
 SNAPSHOTS = {
@@ -227,6 +229,142 @@ def test_scores_are_means_over_the_samples_of_a_cell() -> None:
     estimate = interval(found)
     assert estimate.low < 0.5 < estimate.high
     assert "6 samples" in estimate.method
+
+
+def test_a_pattern_takes_the_samples_of_several_cells_together() -> None:
+    """Guards against a mean of means where cells lost samples, and cells that do not belong."""
+    snapshot = cells(niah_a__512=[1.0, 0.0, 0.0], niah_b__512=[1.0], vt__512=[0.0] * 4)
+    assert one(TASKS, snapshot, "score", "niah_*/512").number == 0.5
+    assert one(TASKS, snapshot, "score", "*/512").number == 0.25
+    assert one(TASKS, snapshot, "score", "niah_?/512").sample.names[0] == "niah_a/512:0"
+    assert not one(TASKS, snapshot, "score", "qa_*/512").broken
+
+
+def lengths(**shares: int) -> Any:
+    """Return cells of 4 samples, `n512=3` of which three succeed at 512 tokens."""
+    made = {"cells": {}}
+    for name, good in shares.items():
+        label = f"needles/{name[1:]}"
+        cell = {"scores": [1.0] * good + [0.0] * (4 - good), "samples": [0, 1, 2, 3]}
+        made["cells"][label] = {**cell, "length_tokens": int(name[1:])}
+    return made
+
+
+def test_a_reach_by_length_ends_at_the_first_length_that_fails() -> None:
+    """Guards against lengths in the order of text, and a reach that jumps over a failure."""
+    snapshot = lengths(n512=4, n1024=2, n256=4, n2048=1, n4096=4)
+    found = one(TASKS, snapshot, "reach", "needles/*")
+    assert found.number == 1024
+    assert found.sample.distances.tolist() == [256, 512, 1024, 2048, 4096]
+    assert one(TASKS, snapshot, "reach_share", "needles/*").number == 0.25
+    assert interval(found).high <= 4096
+    assert one(TASKS, lengths(n256=1, n512=4), "reach", "needles/*").number == 0
+    half = {"scores": [0.5], "samples": [0], "length_tokens": 64}
+    assert one(TASKS, {"cells": {"vt/64": half}}, "reach", "vt/*").broken
+    both = {"cells": {**snapshot["cells"], "vt/64": {**half, "scores": [1.0]}}}
+    assert "one task" in one(TASKS, both, "reach", "*").reason
+
+
+def test_needles_are_counted_at_the_depth_where_they_stand() -> None:
+    """Guards against the far end of a text taken for its beginning."""
+    cell = {
+        "samples": [0, 1],
+        "scores": [1.0, 0.0],
+        "found": [[True, False, True], [False, False, True]],
+        "depths": [[0.1, 0.5, 0.9], [0.2, 0.4, 0.7]],
+    }
+    results = Results(
+        study="pi", by_name={("pi/e", "pi/a"): result("a", TASKS, {0: {"cells": {"n/8": cell}}})}
+    )
+
+    def share(low: float, high: float) -> float:
+        asked = Quantity(
+            evaluation="e", run="pi/a", context="n/*", value="accuracy", depth=(low, high)
+        )
+        found = extract(asked, results)
+        assert isinstance(found, Measured)
+        return found.number
+
+    assert [share(0, 1 / 3), share(1 / 3, 2 / 3), share(2 / 3, 1)] == [0.5, 0.0, 1.0]
+
+
+def test_distances_are_depths_of_prompts_that_are_full() -> None:
+    """Guards against near and far mixed up, and depths of prompts that are only as long as needed.
+
+    Of 1024 tokens, the distances are 256, 512, 768 and 1024: depths of 3/4, 1/2, 1/4 and 0.
+    """
+    snapshot = retrieval([1.0, 0.8, 0.4, 0.2])
+    full = dataclasses.replace(RETRIEVAL, prompt="full")
+
+    def asked(protocol: Any, depth: tuple[float, float], value: str = "accuracy") -> Any:
+        results = Results(
+            study="pi", by_name={("pi/e", "pi/a"): result("a", protocol, {0: snapshot})}
+        )
+        return extract(Quantity(evaluation="e", run="pi/a", value=value, depth=depth), results)
+
+    assert asked(full, (0.0, 0.3334)).number == pytest.approx(0.3)
+    assert asked(full, (0.6666, 1.0)).number == 1.0
+    assert asked(full, (0.6666, 1.0)).sample.trials.tolist() == [10]
+    assert asked(full, (0.0, 1.0), "reach").broken
+    assert asked(RETRIEVAL, (0.0, 0.3334)).broken
+
+
+def test_the_frequency_of_a_distance_when_it_is_first_reached() -> None:
+    """Guards against the frequency after all tokens, or at another distance than was reached.
+
+    Reach 512 first at step 20, 5 tokens a step: 50 to 100 tokens, of which a quarter sees it.
+    """
+    snapshots = {10: retrieval([1.0, 0.0, 1.0, 1.0]), 20: retrieval([1.0, 1.0, 1.0, 0.0])}
+    falling = np.linspace(1.0, 0.0, 1025)
+    falling[512] = 0.25
+    results = Results(
+        study="pi",
+        by_name={("pi/e", "pi/a"): result("a", RETRIEVAL, {**snapshots, 40: retrieval([1.0] * 4)})},
+        seen={"pi/a": Seen(per_token=falling, tokens_per_step=5.0)},
+    )
+
+    def asked(distance: int | None) -> Any:
+        quantity = Quantity(evaluation="e", run="pi/a", value="frequency", distance=distance)
+        return extract(quantity, results)
+
+    found = asked(512)
+    assert (found.sample.low, found.sample.high, found.number) == (12.5, 25.0, 18.75)
+    estimate = interval(found, asked(256), compare="ratio")
+    assert estimate.high == math.inf  # the first snapshot reaches 256 already
+    assert estimate.low == pytest.approx(12.5 / (50 * 0.75))
+    assert asked(None).broken
+    assert asked(2048).broken
+    never = asked(1024)
+    assert (never.sample.low, never.sample.high) == (0.0, 0.0)  # nobody sees it
+    assert "when its reach first got there" in describe(found.quantity)
+
+
+def test_a_trial_is_a_sample_whose_score_is_right_or_wrong() -> None:
+    """Guards against two names of one number that differ."""
+    snapshot = retrieval([1.0, 0.5])
+    share, score = (one(RETRIEVAL, snapshot, value, None) for value in ("accuracy", "score"))
+    assert share.number == score.number == 0.75
+    assert interval(share).low == interval(score).low
+
+
+def test_a_difference_of_shares_has_newcombes_interval() -> None:
+    """Guards against an interval from both ends, a third too wide.
+
+    56/70 against 48/80 is example (a) of Newcombe 1998, table II, method 10: 0.0524 to 0.3339.
+    """
+    estimate = intervals.share_difference((56, 70), (48, 80))
+    assert [estimate.low, estimate.high] == pytest.approx([0.0524, 0.3339], abs=5e-5)
+    a, b = (
+        one(RETRIEVAL, retrieval([1.0, 0.8]), "accuracy", None),
+        one(RETRIEVAL, retrieval([0.4, 0.2]), "accuracy", None),
+    )
+    found = interval(a, b, compare="difference")
+    expected = intervals.share_difference((18, 20), (6, 20))
+    assert (found.number, found.low, found.high) == (
+        pytest.approx(0.6),
+        expected.low,
+        expected.high,
+    )
 
 
 def test_scores_of_documents_are_weighted_where_the_harness_does() -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from study_samples import DEMO, changed, plan, write
 
 from ropewalk.base.spec import SpecError
@@ -71,6 +72,39 @@ def test_cells_are_filled_where_there_is_a_run_and_only_there(paper: Plan) -> No
         evaluation="loss", run="shared/base", context="2x", value="perplexity"
     )
     assert cells["1,0"].run == "demo/pi-2x"
+
+
+def test_columns_and_rows_may_be_of_other_evaluations(tmp_path: Path) -> None:
+    """Guards against a method's column filled with the numbers of another method."""
+    data = yaml.safe_load(DEMO)
+    table = data["tables"]["one"]
+    table |= {"by": "evaluation", "columns": ["", "loss"], "context": "2x", "headings": ["A", "B"]}
+    table["rows"][0]["cells"] = ["1", "2"]
+    cells = job(plan(write(tmp_path, demo=yaml.safe_dump(data)))).cells["one"]
+    assert {place: (q.evaluation, q.context) for place, q in cells.items()} == {
+        "0,1": ("loss", "2x"),
+        "1,1": ("loss", "2x"),
+    }
+    table |= {"columns": ["", "los"]}
+    with pytest.raises(SpecError, match=r"tables\.one\.columns: there is no evaluation 'los'"):
+        plan(write(tmp_path, demo=yaml.safe_dump(data)))
+    table |= {"columns": ["loss"], "by": "context"}
+    with pytest.raises(SpecError, match="2 headings for 1 columns"):
+        plan(write(tmp_path, demo=yaml.safe_dump(data)))
+
+
+def test_windows_reach_the_judge_where_a_claim_asks_what_they_show(tmp_path: Path) -> None:
+    """Guards against a frequency of other windows than those a run was trained on."""
+    data = yaml.safe_load(DEMO)
+    asked = {"evaluation": "loss", "value": "frequency", "distance": 8}
+    rule = {"kind": "threshold", "quantity": asked, "at_least": 1.0}
+    data["claims"]["better"]["rule"] = rule
+    found = plan(write(tmp_path, demo=yaml.safe_dump(data)))
+    node = found.node("judge", {"name": "paper", "study": "demo"})
+    windows = {name: path for name, path in node.inputs.items() if name.startswith("windows:")}
+    assert list(windows) == ["windows:demo/pi-2x"]
+    packed = found.nodes[windows["windows:demo/pi-2x"]]
+    assert packed.wildcards == {"windows": "plain", "length": "32"}
 
 
 def test_claims_name_runs_after_resolution(paper: Plan) -> None:

@@ -157,7 +157,11 @@ def test_claims_checks_and_tables_are_settings_too(tmp_path: Path) -> None:
     """Guards against a threshold that only the YAML shows."""
     shown = resolved(plan(write(tmp_path)), "demo")
     assert shown["claims"]["exact"]["rule"]["at_least"] == 1.0
-    assert shown["checks"]["theory"] == {"check": "pi_random_fit", "parameters": {"seed": 0}}
+    assert shown["checks"]["theory"] == {
+        "check": "pi_random_fit",
+        "parameters": {"seed": 0},
+        "windows": {},
+    }
     assert shown["tables"]["one"]["columns"] == ["1x", "2x"]
     assert shown["decides"] == ["better"]
 

@@ -16,9 +16,13 @@ full windows, with equality only if all segments are full. (Of the distances in 
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
+from ropewalk.base.files import read_json
+
+STATISTICS = "statistics.json"  # what stage `pack` leaves beside the index
 _BLOCK = 1 << 22
 
 
@@ -34,6 +38,12 @@ def position_frequency(counts: np.ndarray) -> np.ndarray:
     """Return f, int64 [L], of segments given as a histogram of their lengths, int64 [L + 1]."""
     at_least = np.cumsum(counts[:0:-1])  # segments of at least L, L - 1, ..., 1 tokens
     return np.cumsum(at_least)[::-1]
+
+
+def packed(statistics: Path) -> np.ndarray:
+    """Return f, int64 [L], of windows as they were packed, from the file of their statistics."""
+    found = read_json(statistics)["total"]["position_frequency"]["f"]
+    return np.asarray(found, dtype=np.int64)
 
 
 def concatenated(windows: int, length_tokens: int) -> np.ndarray:

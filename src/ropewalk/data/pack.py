@@ -11,12 +11,12 @@ from ropewalk.base.files import write_json
 from ropewalk.base.rng import generator
 from ropewalk.base.stage import Job, StageError
 from ropewalk.data import frequency, packing
+from ropewalk.data.frequency import STATISTICS
 from ropewalk.data.packing import Cut
 from ropewalk.data.spec import PackJob
 from ropewalk.data.tokens import Tokens
 from ropewalk.data.windows import WINDOWS, write_index
 
-STATISTICS = "statistics.json"
 _BLOCK = 1 << 22  # pieces
 
 

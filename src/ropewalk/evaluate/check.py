@@ -1,7 +1,8 @@
 """Stage `check`: exact checks of theory that need no model; writes `result.json`.
 
-A check is a frozen dataclass in `CHECKS` of the module of its paper; its fields are the parameters,
-and what is not given has the default.
+A check is a frozen dataclass in `CHECKS` of the module that `check_module` names; its fields are
+the parameters, and what is not given has the default. A check of data is given the position
+frequency of windows as they were packed, by label.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ from typing import Any
 from ropewalk.base.files import write_json
 from ropewalk.base.spec import SpecError, decode
 from ropewalk.base.stage import Job
-from ropewalk.evaluate.findings import Check
+from ropewalk.data import frequency
 from ropewalk.evaluate.spec import CheckJob
 
 
@@ -23,7 +24,12 @@ def work(job: Job) -> tuple[Iterable[Path], Mapping[str, Any]]:
         SpecError: for an unknown parameter or one that is not a whole number where one is needed.
     """
     spec: CheckJob = job.spec
-    findings = made(job.chosen.CHECKS[spec.check], spec.parameters).run()
+    check = made(job.chosen.CHECKS[spec.check], spec.parameters)
+    packed = {
+        label: frequency.packed(manifest.path(frequency.STATISTICS))
+        for label, manifest in job.many("windows").items()
+    }
+    findings = check.run(packed) if packed else check.run()
     result = job.folder / "result.json"
     write_json(result, {"numbers": findings.numbers, "series": findings.series})
     for name, value in findings.numbers.items():
@@ -31,7 +37,7 @@ def work(job: Job) -> tuple[Iterable[Path], Mapping[str, Any]]:
     return [result], {"numbers": findings.numbers}
 
 
-def made(kind: type[Any], parameters: Mapping[str, float]) -> Check:
+def made(kind: type[Any], parameters: Mapping[str, float]) -> Any:
     """Return a check with its parameters; raises SpecError, naming the parameter."""
     whole = {field.name for field in dataclasses.fields(kind) if field.type is int}
     given: dict[str, float | int] = {}
@@ -41,5 +47,4 @@ def made(kind: type[Any], parameters: Mapping[str, float]) -> Check:
         if name in whole and name != "seed" and value < 1:
             raise SpecError(f"parameters.{name}: {value!r} must be at least 1")
         given[name] = int(value) if name in whole else value
-    check: Check = decode(kind, given, ("parameters",))
-    return check
+    return decode(kind, given, ("parameters",))

@@ -128,6 +128,22 @@ def wilson(successes: int, trials: int, level: float = LEVEL) -> Interval:
     )
 
 
+def share_difference(
+    arm: tuple[int, int], baseline: tuple[int, int], level: float = LEVEL
+) -> Interval:
+    """Return the interval of a difference of two shares, each `(successes, trials)`.
+
+    Newcombe 1998 (Statistics in Medicine 17, p. 873), method 10: Wilson's intervals of both arms,
+    taken for independent; where arms share their trials it is too wide rather than too narrow.
+    """
+    first, second = wilson(*arm, level), wilson(*baseline, level)
+    share, other = arm[0] / arm[1], baseline[0] / baseline[1]
+    return Interval(
+        low=share - other - math.hypot(share - first.low, second.high - other),
+        high=share - other + math.hypot(first.high - share, other - second.low),
+    )
+
+
 def reach_draws(
     distances: Sequence[int],
     successes: Sequence[int],

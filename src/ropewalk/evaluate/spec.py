@@ -278,6 +278,8 @@ class Tasks:
     tasks: tuple[str, ...]  # names in `tasks.TASKS`
     lengths: tuple[int, ...]  # tokens of a prompt with the room for its answer
     samples: int = 50  # per task and length
+    threshold: float = 0.5
+    # of a reach by length: the longest at which, and at every shorter one, so many samples succeed
     allow: tuple[Outcome, ...] = ()
 
     def __post_init__(self) -> None:
@@ -412,6 +414,14 @@ class EvaluateJob:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PackedWindows:
+    """Windows of one length, as stage `pack` cuts them."""
+
+    windows: str  # name of a windows definition
+    length_tokens: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckJob:
     """Stage `check`: an exact check of theory or data that needs no model."""
 
@@ -423,8 +433,17 @@ class CheckJob:
         "pose_cost",
         "rope_bounds",
         "position_frequency",
+        "packed_frequency",
+        "training_time",
     ]
-    parameters: Mapping[str, float]
+    parameters: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    windows: Mapping[str, PackedWindows] = dataclasses.field(default_factory=dict)
+    # label -> what was packed, for checks of data; they are packed for it if nothing else needs it
+
+    def __post_init__(self) -> None:
+        if (self.check in CHECKS_OF_WINDOWS) != bool(self.windows):
+            rule = "needs" if self.check in CHECKS_OF_WINDOWS else "has no use for"
+            raise ValueError(f"check {self.check!r} {rule} windows")
 
 
 _CHECKS = {
@@ -435,7 +454,10 @@ _CHECKS = {
     "pose_cost": "check_pose",
     "rope_bounds": "check_rope_laws",
     "position_frequency": "check_string",
+    "packed_frequency": "check_packing",
+    "training_time": "check_training_time",
 }
+CHECKS_OF_WINDOWS = ("packed_frequency",)
 
 
 def check_module(check: str) -> str:

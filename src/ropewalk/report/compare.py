@@ -2,8 +2,8 @@
 
 Losses and bounds are resampled by document and scores by sample, both arms with the same draws, so
 that what two arms share (hard documents) cancels. The two arms of a retrieval or copy probe are
-taken for independent samples; the interval of their difference or ratio is built from the ends of
-the two intervals and is never too narrow.
+taken for independent samples: a difference of shares has Newcombe's interval, any other difference
+or ratio one from the ends of the two intervals, which is never too narrow.
 """
 
 import dataclasses
@@ -18,6 +18,8 @@ from ropewalk.report import measurements
 from ropewalk.report.measurements import PerRound, PerStep
 from ropewalk.report.quantities import (
     PERPLEXITIES,
+    SHARES,
+    Between,
     Measured,
     PerDistance,
     PerPosition,
@@ -147,6 +149,13 @@ def estimated(arms: Arms, sampling: Sampling) -> Estimate:
         return _within_rounds(arms, subject.sample, baseline.sample)
     if isinstance(subject.sample, PerPosition) and isinstance(baseline.sample, PerPosition):
         return _paired_bounds(arms, subject.sample, baseline.sample, sampling)
+    if (
+        isinstance(subject.sample, PerDistance)
+        and isinstance(baseline.sample, PerDistance)
+        and subject.quantity.value in SHARES
+        and arms.compare == "difference"
+    ):
+        return _share_difference(arms, subject.sample, baseline.sample)
     if type(subject.sample) is type(baseline.sample):
         return _from_ends(arms, _single(subject, sampling), _single(baseline, sampling))
     raise ValueError(
@@ -166,6 +175,9 @@ def _single(measured: Measured, sampling: Sampling) -> Estimate:
         )
     elif isinstance(sample, PerTrial):
         ends, method = _copied(sample, sampling)
+    elif isinstance(sample, Between):
+        ends = intervals.Interval(low=sample.low, high=sample.high)
+        method = "the snapshots before and after"
     elif isinstance(sample, PerDistance):
         ends, method = _retrieved(value, sample, sampling)
     elif isinstance(sample, PerPosition):
@@ -197,7 +209,7 @@ def _of_units(value: Unit, sample: PerUnit, by: Sampling) -> tuple[intervals.Int
 
 
 def _retrieved(value: Unit, sample: PerDistance, by: Sampling) -> tuple[intervals.Interval, str]:
-    if value == "accuracy":
+    if value in SHARES:
         ends = intervals.wilson(int(sample.successes.sum()), int(sample.trials.sum()), LEVEL)
         return ends, "Wilson score interval over all trials"
     ends = intervals.reach(
@@ -325,6 +337,20 @@ def _within_rounds(arms: Arms, subject: PerRound, baseline: PerRound) -> Estimat
         method=method,
         unit="ratio" if by_ratio else arms.subject.quantity.value,
         level=level,
+    )
+
+
+def _share_difference(arms: Arms, subject: PerDistance, baseline: PerDistance) -> Estimate:
+    a, b = (
+        (int(sample.successes.sum()), int(sample.trials.sum())) for sample in (subject, baseline)
+    )
+    ends = intervals.share_difference(a, b, LEVEL)
+    return Estimate(
+        number=a[0] / a[1] - b[0] / b[1],
+        low=ends.low,
+        high=ends.high,
+        method="Newcombe interval of two shares over all trials, taken for independent",
+        unit=arms.subject.quantity.value,
     )
 
 

@@ -275,7 +275,16 @@ def _tasks(protocol: Json) -> str:
         f"Needle and RULER-like tasks ({listed(list(protocol['tasks']))}) at {lengths} tokens, the "
         f"room for the answer included, {count(protocol['samples'], 'sample')} each"
         ", answered by greedy decoding; a score is the share of what the answer should hold, or "
-        "1 or 0 where one thing decides. Cells are called task/length."
+        "1 or 0 where one thing decides. Cells are called task/length." + _longest(protocol)
+    )
+
+
+def _longest(protocol: Json) -> str:
+    if len(protocol["lengths"]) < 2:
+        return ""
+    return (
+        " The reach of a task is the longest length at which, and at every shorter one, at least "
+        f"{percent(protocol.get('threshold', 0.5))} of the samples succeed."
     )
 
 

@@ -186,6 +186,46 @@ def _rope_bounds(check: Json, series: Json) -> Drawn:
     return drawn(f"theory-{check['check']}", "Bases and bounds", caption, panels)
 
 
+def _packed_frequency(check: Json, series: Json) -> Drawn:
+    forms = ("full windows", "uniform lengths")
+    names = [name for name in series if name not in forms]
+    shares = {
+        name: {"x": [x / (curve["x"][-1] + 1) for x in curve["x"]], "y": curve["y"]}
+        for name, curve in series.items()
+    }
+    tokens = {
+        name: {"x": [x for x, _ in seen], "y": [y for _, y in seen]}
+        for name in names
+        if (seen := [(x, y) for x, y in _points(series[name]) if x and y])
+    }
+    panels = [
+        Panel(
+            name=f"theory-{check['check']}-share",
+            title="By share of the window",
+            description=_numbers(check),
+            x_label="distance / window",
+            y_label="share of tokens that see it",
+            lines=tuple(_plain(shares, {name: name for name in (*names, *forms)})),
+        ),
+        Panel(
+            name=f"theory-{check['check']}-tokens",
+            title="By distance",
+            description=_numbers(check),
+            x_label="distance, tokens",
+            y_label="share of tokens that see it",
+            x_scale="log",
+            lines=tuple(_plain(tokens, {name: name for name in names})),
+        ),
+    ]
+    caption = (
+        "STRING's figures 1 and 3b: of all tokens in the windows as they were packed, the share "
+        "that has another one so far before it within what its attention sees (f(i) / f(0) of "
+        "equation 2); times the tokens of a training it is how often that distance was shown. "
+        "Beside it the closed forms of full windows and of document lengths spread evenly."
+    )
+    return drawn(f"figure-{check['check']}", "Position frequency", caption, panels)
+
+
 def _any_check(check: Json, series: Json) -> Drawn:
     panel = Panel(
         name=f"theory-{check['check']}",
@@ -204,6 +244,7 @@ _THEORY: Mapping[str, Callable[[Json, Json], Drawn]] = {
     "pi_extrapolation_bound": _extrapolation_bound,
     "pi_interpolation_bound": _interpolation_bound,
     "rope_bounds": _rope_bounds,
+    "packed_frequency": _packed_frequency,
 }
 
 

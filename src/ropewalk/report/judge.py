@@ -10,10 +10,11 @@ from ropewalk.base.files import read_json, write_json
 from ropewalk.base.manifest import Manifest
 from ropewalk.base.spec import decode
 from ropewalk.base.stage import Job, StageError
+from ropewalk.data import frequency
 from ropewalk.report import accounts, bounds, curves, measurements, series
 from ropewalk.report.compare import LEVEL, Comparison, Sampling
 from ropewalk.report.conventions import convention
-from ropewalk.report.quantities import Measured, Missing, Results, describe
+from ropewalk.report.quantities import Measured, Missing, Results, Seen, describe
 from ropewalk.report.spec import Claim, JudgeJob
 from ropewalk.report.verdict import DECIDED, Evidence, Verdict, judge_claim, quantities
 from ropewalk.report.wording import listed
@@ -75,12 +76,20 @@ def read_material(job: Job) -> Material:
                 name: {**manifest.result, "calibration": manifest.spec["run"].get("calibration")}
                 for name, manifest in runs.items()
             },
+            seen={run: _seen(packed, runs[run]) for run, packed in job.many("windows").items()},
         ),
         checks=checks,
         check_results={name: _result(manifest) for name, manifest in checks.items()},
         runs=runs,
         calibrations=calibrations,
     )
+
+
+def _seen(packed: Manifest, trained: Manifest) -> Seen:
+    """Return how often the training of a run shows every distance of its windows."""
+    f = frequency.packed(packed.path(frequency.STATISTICS))
+    steps = _fact(trained, "final_step")
+    return Seen(per_token=f / f[0], tokens_per_step=_fact(trained, "tokens") / steps)
 
 
 def _result(manifest: Manifest) -> Json:

@@ -5,6 +5,7 @@ as "wrong".
 """
 
 import dataclasses
+import fnmatch
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -12,15 +13,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ropewalk.evaluate.reach import reaches
 from ropewalk.report import bounds, measurements
 from ropewalk.report.measurements import PerRound, PerStep
 from ropewalk.report.spec import OF_TRAINING, Quantity
 
 PERPLEXITIES = ("perplexity", "word_perplexity", "byte_perplexity")
 LOSS_VALUES = ("nll", *PERPLEXITIES, "accuracy")
-RETRIEVAL_VALUES = ("accuracy", "reach", "reach_share")
-COPY_VALUES = ("reach", "reach_share")
 CURVE_VALUES = ("end_nll", "bound")
+SHARES = ("accuracy", "score")  # of retrieval trials: the same
+REACHES = ("reach", "reach_share")
 Json = Mapping[str, Any]
 
 
@@ -42,9 +44,11 @@ class PerUnit:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PerDistance:
-    """Retrieval trials, one row per distance between the key and the end of the prompt."""
+    """Retrieval trials, one row per distance between the key and the end of the prompt.
 
-    context_tokens: int
+    Of a task that was asked at several lengths, one row per length of the prompt.
+    """
+
     threshold: float  # share of trials that must succeed, for the reach
     distances: npt.NDArray[np.int64]  # [distances], tokens, ascending
     trials: npt.NDArray[np.int64]
@@ -82,12 +86,28 @@ class PerPosition:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Between:
+    """Two ends between which a number lies, because nothing was measured between two snapshots."""
+
+    low: float
+    high: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Seen:
+    """How often training shows every distance (see `ropewalk.data.frequency`)."""
+
+    per_token: npt.NDArray[np.float64]  # [distances]: f(i) / f(0)
+    tokens_per_step: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Measured:
     """A number and what it was computed from."""
 
     quantity: Quantity
     number: float  # in nats, perplexity, tokens, or a share, as the quantity's value says
-    sample: PerUnit | PerDistance | PerTrial | PerPosition | PerRound | PerStep
+    sample: PerUnit | PerDistance | PerTrial | PerPosition | Between | PerRound | PerStep
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,6 +129,7 @@ class Results:
     # by `study/calibration`
     trainings: Mapping[str, Json] = dataclasses.field(default_factory=dict)
     # by `study/run`: facts of its manifest, and `calibration`
+    seen: Mapping[str, Seen] = dataclasses.field(default_factory=dict)  # by run, where asked for
 
     def key(self, quantity: Quantity) -> tuple[str, str]:
         """Return the key a quantity asks for; a bare evaluation name is the study's own.
@@ -146,6 +167,8 @@ def extract(quantity: Quantity, results: Results) -> Measured | Missing:
     result = results.by_name.get((evaluation, run))
     if result is None:
         return Missing(quantity=quantity, reason=_why_not_run(evaluation, run, results))
+    if quantity.value == "frequency":
+        return _frequency(quantity, results)
     snapshots = result["snapshots"]
     step = _step(quantity.snapshot, result)
     if step not in snapshots:
@@ -166,8 +189,38 @@ def extract(quantity: Quantity, results: Results) -> Measured | Missing:
     return found
 
 
+def _frequency(quantity: Quantity, results: Results) -> Measured | Missing:
+    """Return how many pairs at a distance training had shown when the reach first got that far.
+
+    It got there somewhere between two snapshots; the number is the middle.
+    """
+    key = evaluation, run = results.key(quantity)
+    seen, distance = results.seen.get(run), quantity.distance
+    if distance is None or seen is None or not distance < len(seen.per_token):
+        return _broken(quantity, f"nothing says how often {run} sees the distance {distance}")
+    pairs = float(seen.per_token[distance]) * seen.tokens_per_step
+    before = 0
+    for step in sorted(results.by_name[key]["snapshots"], key=int):
+        asked = dataclasses.replace(quantity, value="reach", distance=None, snapshot=step)
+        reach = extract(asked, results)
+        if isinstance(reach, Missing):
+            return dataclasses.replace(reach, quantity=quantity)
+        if reach.number >= distance:
+            sample = Between(low=pairs * before, high=pairs * int(step))
+            middle = (sample.low + sample.high) / 2
+            return Measured(quantity=quantity, number=middle, sample=sample)
+        before = int(step)
+    reason = f"{evaluation} of {run} has no snapshot whose reach is {distance:,} tokens"
+    return Missing(quantity=quantity, reason=reason)
+
+
 def describe(quantity: Quantity) -> str:
     """Return a quantity in words, e.g. `perplexity of pi/ft at 4x after 80 steps`."""
+    if quantity.value == "frequency":
+        return (
+            f"position frequency of {run_name(quantity)} at {quantity.distance:,} tokens when its "
+            "reach first got there"
+        )
     names = {
         "nll": "loss",
         "perplexity": "perplexity",
@@ -177,7 +230,7 @@ def describe(quantity: Quantity) -> str:
         "end_nll": "loss in the last half of the context",
         "bound": f"extrapolation bound ({bounds.EXCESS_NATS:g} nat)",
         "reach": "reach",
-        "reach_share": "share of the longest tested distance reached",
+        "reach_share": "share of the longest tested reach",
         "score": "score",
         "seconds_per_step": "seconds of a step",
         "tokens_per_second": "speed",
@@ -193,6 +246,9 @@ def describe(quantity: Quantity) -> str:
     word = {"score": "on", "bound": "against the loss at"}.get(quantity.value, "at")
     where = f" {word} {quantity.context}"
     where = where if quantity.context else ""
+    if quantity.depth:
+        low, high = (100 * share for share in quantity.depth)
+        where += f" for what stands at {low:.3g} to {high:.3g} % of a prompt"
     when = {"final": "", "first": " before any step"}.get(
         quantity.snapshot, f" after {quantity.snapshot} steps"
     )
@@ -234,7 +290,7 @@ def _read(quantity: Quantity, snapshot: Json, protocol: Json, name: str) -> Meas
     if "contexts" in snapshot:
         return _loss(quantity, snapshot, name)
     if "cells" in snapshot:
-        return _score(quantity, snapshot, name)
+        return _cells(quantity, snapshot, protocol, name)
     if "drops" in snapshot:
         return _copy(quantity, snapshot, protocol, name)
     if "successes" not in snapshot:
@@ -301,27 +357,80 @@ def _curve(quantity: Quantity, snapshot: Json, name: str) -> Measured | Missing:
     return Measured(quantity=quantity, number=number, sample=sample)
 
 
-def _score(quantity: Quantity, snapshot: Json, name: str) -> Measured | Missing:
-    if quantity.value != "score":
-        reason = f"{name} measures samples; it has no {quantity.value}, only score"
-        return _broken(quantity, reason)
-    cell = _chosen(quantity, snapshot["cells"], "cell", name)
-    if isinstance(cell, Missing):
-        return cell
-    scores = np.asarray(cell["scores"], dtype=np.float64)
-    if not scores.size:
+def _cells(quantity: Quantity, snapshot: Json, protocol: Json, name: str) -> Measured | Missing:
+    if quantity.context is None:
+        return _broken(quantity, f"{name} has several cells; name one, or a pattern")
+    known: Json = snapshot["cells"]
+    chosen = {c: known[c] for c in known if fnmatch.fnmatchcase(c, quantity.context)}
+    if not chosen:
+        reason = f"{name} has no cell {quantity.context!r}, only {', '.join(sorted(known))}"
+        return Missing(quantity=quantity, reason=reason)
+    if any(not cell["scores"] for cell in chosen.values()):
         return _broken(quantity, f"{name} holds no sample of {quantity.context}")
-    weights = cell.get("weights", [1.0] * len(scores))
-    # Numbers of samples, so that those two runs could both make pair; documents; or by place.
+    if quantity.value in REACHES:
+        return _by_length(quantity, chosen, protocol, name)
+    if quantity.value == "accuracy":
+        return _needles(quantity, chosen, name)
+    if quantity.value != "score" or quantity.depth is not None:
+        reason = f"{name} measures samples; it has no {quantity.value}, only score"
+        return _broken(quantity, f"{reason}, which is not of a depth" if quantity.depth else reason)
     listed = snapshot.get("documents")
-    names = cell.get("samples", listed if isinstance(listed, list) else range(len(scores)))
-    unit = "document" if names is listed else "sample"
-    sample = _units(names, (scores * weights).tolist(), weights, unit)
+    names, sums, weights = [], [], []
+    for label, cell in chosen.items():
+        scores = np.asarray(cell["scores"], dtype=np.float64)
+        each = cell.get("weights", [1.0] * len(scores))
+        # Numbers of samples, so that those two runs could both make pair; documents; or by place.
+        own = cell.get("samples", listed if isinstance(listed, list) else range(len(scores)))
+        names += list(own) if len(chosen) == 1 else [f"{label}:{sample}" for sample in own]
+        sums += (scores * each).tolist()
+        weights += list(each)
+    unit = "document" if len(chosen) == 1 and names == listed else "sample"
+    sample = _units(names, sums, weights, unit)
     return Measured(quantity=quantity, number=sample.mean, sample=sample)
 
 
+def _needles(quantity: Quantity, cells: Json, name: str) -> Measured | Missing:
+    """Return the share of needles that were found, all or those at a depth."""
+    low, high = quantity.depth or (0.0, math.inf)
+    names, sums, weights = [], [], []
+    for label, cell in cells.items():
+        if "found" not in cell or any(not depths for depths in cell["depths"]):
+            return _broken(quantity, f"{name}: {label} has no needles whose depth is known")
+        for sample, found, depths in zip(
+            cell["samples"], cell["found"], cell["depths"], strict=True
+        ):
+            inside = [f for f, depth in zip(found, depths, strict=True) if low <= depth < high]
+            if inside:
+                names.append(f"{label}:{sample}")
+                sums.append(sum(inside))
+                weights.append(len(inside))
+    if not names:
+        return _broken(quantity, f"{name} has no needle at a depth in {quantity.depth}")
+    sample = _units(names, sums, weights, "sample")
+    return Measured(quantity=quantity, number=sample.mean, sample=sample)
+
+
+def _by_length(quantity: Quantity, cells: Json, protocol: Json, name: str) -> Measured | Missing:
+    """Return the longest length at which, and at all shorter ones, a task succeeds."""
+    tasks = sorted({label.rpartition("/")[0] for label in cells})
+    if len(tasks) > 1:
+        return _broken(quantity, f"{name}: a reach is of one task, not of {', '.join(tasks)}")
+    ordered = sorted(cells.values(), key=lambda cell: int(cell["length_tokens"]))
+    if any(score not in (0, 1) for cell in ordered for score in cell["scores"]):
+        return _broken(quantity, f"{name}: samples of {tasks[0]} do not just succeed or fail")
+    sample = PerDistance(
+        threshold=float(protocol["threshold"]),
+        distances=np.array([cell["length_tokens"] for cell in ordered], dtype=np.int64),
+        trials=np.array([len(cell["scores"]) for cell in ordered], dtype=np.int64),
+        successes=np.array([int(sum(cell["scores"])) for cell in ordered], dtype=np.int64),
+    )
+    reach = reaches(sample.distances, sample.successes[None], sample.trials, sample.threshold)
+    number = float(reach[0]) / (sample.distances[-1] if quantity.value == "reach_share" else 1)
+    return Measured(quantity=quantity, number=float(number), sample=sample)
+
+
 def _copy(quantity: Quantity, snapshot: Json, protocol: Json, name: str) -> Measured | Missing:
-    if quantity.value not in COPY_VALUES:
+    if quantity.value not in REACHES:
         return _broken(quantity, f"{name} is a copy probe; it has no {quantity.value}")
     sample = PerTrial(
         distances=np.asarray(snapshot["distances"], dtype=np.int64),
@@ -363,15 +472,25 @@ def perplexity(nll: float) -> float:
 
 
 def _retrieval(quantity: Quantity, snapshot: Json, protocol: Json, name: str) -> Measured | Missing:
-    if quantity.value not in RETRIEVAL_VALUES:
+    if quantity.value not in (*SHARES, *REACHES):
         return _broken(quantity, f"{name} measures retrieval; it has no {quantity.value}")
+    distances = np.asarray(snapshot["distances"], dtype=np.int64)
+    kept = np.ones(len(distances), dtype=bool)
+    if quantity.depth is not None:
+        if quantity.value in REACHES or protocol.get("prompt") != "full":
+            reason = "only the accuracy in prompts that are always full is of a depth"
+            return _broken(quantity, f"{name}: {reason}")
+        depths = 1 - distances / int(snapshot["context_tokens"])
+        kept = (depths >= quantity.depth[0]) & (depths < quantity.depth[1])
     sample = PerDistance(
-        context_tokens=int(snapshot["context_tokens"]),
         threshold=float(protocol["threshold"]),
-        distances=np.asarray(snapshot["distances"], dtype=np.int64),
-        trials=np.asarray(snapshot["trials"], dtype=np.int64),
-        successes=np.asarray(snapshot["successes"], dtype=np.int64),
+        distances=distances[kept],
+        trials=np.asarray(snapshot["trials"], dtype=np.int64)[kept],
+        successes=np.asarray(snapshot["successes"], dtype=np.int64)[kept],
     )
     if not sample.trials.sum():
         return _broken(quantity, f"{name} holds no trial")
-    return Measured(quantity=quantity, number=float(snapshot[quantity.value]), sample=sample)
+    number = float(sample.successes.sum() / sample.trials.sum())
+    if quantity.value in REACHES:
+        number = float(snapshot[quantity.value])
+    return Measured(quantity=quantity, number=number, sample=sample)

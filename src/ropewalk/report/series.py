@@ -7,7 +7,7 @@ from typing import Any
 
 from ropewalk.report.compare import Arms, Sampling, estimated
 from ropewalk.report.quantities import Measured, Missing, Results, extract
-from ropewalk.report.spec import Quantity, Table
+from ropewalk.report.spec import Measure, Quantity, Table
 
 Json = dict[str, Any]
 _PRINTED = re.compile(r"(?P<beyond>[<>]?)\s*(?P<number>\d+(?:\.\d+)?(?:e[+-]?\d+)?)")
@@ -63,7 +63,7 @@ def table(spec: Table, cells: Mapping[str, Quantity], results: Results, sampling
         "evaluation": _full(spec.evaluation or spec.calibration, results.study),
         "value": spec.value,
         "by": spec.by,
-        "columns": list(spec.columns),
+        "columns": list(spec.headings or spec.columns),
         "rows": [
             {
                 "label": row.label,
@@ -96,40 +96,33 @@ def perplexity_by_context(results: Results, sampling: Sampling) -> list[Json]:
 def by_step(results: Results, sampling: Sampling) -> list[Json]:
     """Return perplexity (at the longest context) or reach against steps, where snapshots allow it.
 
-    `value` is `perplexity` or `reach`; `context` the label of the longest context for the former.
+    `value` is `perplexity` or `reach`; `context` the label of the longest context for the former,
+    the cells of a task for a reach by length.
     """
     found = []
     for (evaluation, run), result in sorted(results.by_name.items()):
         steps = sorted(result["snapshots"], key=int)
         if len(steps) < 2:
             continue
-        contexts = _contexts(result)
-        if not contexts and "reach" not in final(result):
-            continue
-        longest = contexts[-1][0] if contexts else None
-        value = "perplexity" if contexts else "reach"
-        points = []
-        for step in steps:
-            q = Quantity(
-                evaluation=evaluation,
-                run=run,
-                snapshot=step,
-                context=longest,
-                value="perplexity" if contexts else "reach",
+        for value, context, tokens in _asked(result):
+            points = []
+            for step in steps:
+                q = Quantity(
+                    evaluation=evaluation, run=run, snapshot=step, context=context, value=value
+                )
+                measured = extract(q, results)
+                if isinstance(measured, Measured):
+                    points.append({"x": int(step), **number(measured, sampling)})
+            found.append(
+                {
+                    "evaluation": evaluation,
+                    "run": run,
+                    "value": value,
+                    "context": context,
+                    "context_tokens": tokens,
+                    "points": points,
+                }
             )
-            measured = extract(q, results)
-            if isinstance(measured, Measured):
-                points.append({"x": int(step), **number(measured, sampling)})
-        found.append(
-            {
-                "evaluation": evaluation,
-                "run": run,
-                "value": value,
-                "context": longest,
-                "context_tokens": contexts[-1][1] if contexts else final(result)["context_tokens"],
-                "points": points,
-            }
-        )
     return found
 
 
@@ -180,6 +173,20 @@ def _contexts(result: Mapping[str, Any]) -> list[tuple[str, int]]:
     return sorted(
         ((label, int(c["context_tokens"])) for label, c in contexts.items()), key=lambda c: c[1]
     )
+
+
+def _asked(result: Mapping[str, Any]) -> list[tuple[Measure, str | None, int]]:
+    """Return what is drawn against steps: measure, context of the quantity, and its tokens."""
+    if contexts := _contexts(result):
+        return [("perplexity", *contexts[-1])]
+    snapshot = final(result)
+    if "reach" in snapshot:
+        return [("reach", None, int(snapshot["context_tokens"]))]
+    lengths: dict[str, list[int]] = {}
+    for label, cell in snapshot.get("cells", {}).items():
+        if all(score in (0, 1) for score in cell["scores"]) and "length_tokens" in cell:
+            lengths.setdefault(label.rpartition("/")[0], []).append(int(cell["length_tokens"]))
+    return [("reach", f"{task}/*", max(each)) for task, each in lengths.items() if len(each) > 1]
 
 
 def _full(evaluation: str, study: str) -> str:

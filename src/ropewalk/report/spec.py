@@ -20,12 +20,13 @@ Measure = Literal[
     "perplexity",
     "word_perplexity",
     "byte_perplexity",
-    "accuracy",  # share of tokens, or of retrieval trials, that are right
+    "accuracy",  # share of tokens, of retrieval trials, or of all needles, that are right
     "end_nll",  # nats per token in the last half of the context, from a curve by position
     "bound",  # tokens to which the loss stays within 0.5 nat of that (`report.bounds`)
     "reach",  # tokens
-    "reach_share",  # of the longest distance that could be tested
-    "score",  # mean over the samples of a cell
+    "reach_share",  # of the longest distance, or length, that was tested
+    "score",  # mean over the samples of one or more cells; over trials of retrieval
+    "frequency",  # pairs of tokens at a distance that training had shown when it was first reached
     # Of a calibration: measurements of the machine it ran on.
     "seconds_per_step",
     "tokens_per_second",
@@ -51,8 +52,13 @@ class Quantity:
     snapshot: str = "final"  # `final`, `first` (before any step), or a step number
     context: str | None = None
     # label of the context, for losses; of the window, for a bound; name of the preset, for
-    # conventions; of the cell, for scores
-    # label of the shape, for a calibration; number of the phase that begins, for a loss rise
+    # conventions; for scores the cell, or a pattern (`niah_*/8192`) of cells whose samples are
+    # taken together; of no use to retrieval; label of the shape, for a calibration; number of the
+    # phase that begins, for a loss rise
+    depth: tuple[float, float] | None = None
+    # for the accuracy of retrieval: only what stands there in prompts, [from, below), as shares of
+    # their length
+    distance: int | None = None  # for the frequency: of which distance, in tokens
     value: Measure = "nll"
 
     def __post_init__(self) -> None:
@@ -205,6 +211,7 @@ class Row:
     label: str
     cells: tuple[str, ...]  # as printed; empty where the paper prints nothing
     snapshot: str = "final"
+    evaluation: str | None = None  # in place of the table's
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -213,17 +220,28 @@ class Table:
 
     title: str
     location: str
-    evaluation: str = ""  # exactly one of the two
+    evaluation: str = ""  # at most one of the two; with neither the table may be only printed
     calibration: str = ""
-    value: Measure
-    columns: tuple[str, ...]  # labels of contexts or cells, or snapshots where `by` is snapshot
-    by: Literal["context", "snapshot"] = "context"
-    context: str | None = None  # for tables by snapshot
+    value: Measure = "score"
+    columns: tuple[str, ...]
+    # labels of contexts, cells or shapes; snapshots; or evaluations, empty where none is of them
+    by: Literal["context", "snapshot", "evaluation"] = "context"
+    headings: tuple[str, ...] = ()  # of the columns, as printed; none: the columns themselves
+    context: str | None = None  # for tables by snapshot or by evaluation
     rows: tuple[Row, ...]
 
     def __post_init__(self) -> None:
-        if bool(self.evaluation) == bool(self.calibration):
-            raise ValueError("exactly one of evaluation and calibration must be given")
+        if self.evaluation and self.calibration:
+            raise ValueError("at most one of evaluation and calibration may be given")
+        if bool(self.calibration) != (self.value in COSTS):
+            raise ValueError(
+                f"value {self.value!r} is "
+                + ("of a calibration; name one" if self.value in COSTS else "of no calibration")
+            )
+        if self.calibration and self.by != "context":
+            raise ValueError(f"by {self.by!r}: the columns of a calibration are its shapes")
+        if self.headings and len(self.headings) != len(self.columns):
+            raise ValueError(f"{len(self.headings)} headings for {len(self.columns)} columns")
 
 
 # What the stages are given.

@@ -20,6 +20,7 @@ UNITS = {
     "tokens_that_fit": "tokens",
     "run_seconds": "s",
     "loss_rise": "nat per token",
+    "frequency": "pairs",
     "flops": "FLOP",
     "ratio": "",
     "number": "",

@@ -100,8 +100,12 @@ def judge_job(
         cells[name] = {}
         if table.calibration:
             _known_calibration(study, table.calibration, f"tables.{name}.calibration", problems)
-        else:
-            _known_evaluation(study, table.evaluation, f"tables.{name}.evaluation", problems)
+        asked = [("evaluation", table.evaluation)]
+        asked += [("columns", c) for c in table.columns if table.by == "evaluation"]
+        asked += [(f"rows.{r}", row.evaluation or "") for r, row in enumerate(table.rows)]
+        for key, evaluation in asked:
+            if evaluation:
+                _known_evaluation(study, evaluation, f"tables.{name}.{key}", problems)
         for r, row in enumerate(table.rows):
             if len(row.cells) != len(table.columns):
                 problems.add(
@@ -112,16 +116,17 @@ def judge_job(
                 cells[name] |= _costs(study, table, r)
                 continue
             run = counterpart(study, row.run)
-            if run is None or run not in measured.get(table.evaluation, []):
-                continue
             for c, column in enumerate(table.columns):
-                by_context = table.by == "context"
-                snapshot = snapshot_of(study, row.snapshot if by_context else column)
-                context = context_of(study, column if by_context else table.context)
+                evaluation = row.evaluation or table.evaluation
+                evaluation = column if table.by == "evaluation" else evaluation
+                snapshot = snapshot_of(study, column if table.by == "snapshot" else row.snapshot)
+                context = context_of(study, column if table.by == "context" else table.context)
+                if run is None or run not in measured.get(evaluation, []):
+                    continue
                 if not snapshot or context == "":
                     continue
                 cells[name][f"{r},{c}"] = Quantity(
-                    evaluation=table.evaluation,
+                    evaluation=evaluation,
                     run=run,
                     snapshot=snapshot,
                     context=context,
@@ -235,6 +240,13 @@ def _known_calibration(study: Study, name: str, where: str, problems: Problems) 
         problems.add(
             f"{study.name}: {where}: there is no calibration {name!r}; {suggestion(name, known)}"
         )
+
+
+def seen_by(job: JudgeJob) -> list[str]:
+    """Return the runs whose claims ask how often training shows a distance."""
+    rules = [claim.rule for claim in job.claims.values() if isinstance(claim.rule, Threshold)]
+    asked = [q for rule in rules for q in (rule.quantity, rule.baseline) if q is not None]
+    return sorted({str(q.run) for q in asked if q.value == "frequency"})
 
 
 def _known_evaluation(study: Study, name: str, where: str, problems: Problems) -> None:

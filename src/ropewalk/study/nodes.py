@@ -23,11 +23,11 @@ from ropewalk.data.spec import (
     gather_job,
     part_name,
 )
-from ropewalk.evaluate.spec import EvaluateJob, Evaluation
+from ropewalk.evaluate.spec import CheckJob, EvaluateJob, Evaluation
 from ropewalk.report.spec import Accepted, JudgeJob, ReportJob
 from ropewalk.study.combinations import check_run, check_twins
 from ropewalk.study.config import Config
-from ropewalk.study.judging import judge_job, run_of
+from ropewalk.study.judging import judge_job, run_of, seen_by
 from ropewalk.study.load import DEFINITIONS, SHARED, Problems, apply
 from ropewalk.study.provenance import class_of, inherited_layers
 from ropewalk.study.registry import folder
@@ -397,6 +397,17 @@ class Builder:
             run=short,
         )
 
+    def check(self, study: Study, name: str, job: CheckJob) -> str:
+        """Plan a check, and the windows it looks at."""
+        where = f"{study.name}: checks.{name}.windows"
+        packed = {
+            f"windows:{label}": self.windows(w.windows, w.length_tokens, f"{where}.{label}")[0]
+            for label, w in job.windows.items()
+        }
+        return self._add(
+            "check", job, packed, name=self.config.run_name, study=study.name, check=name
+        )
+
     def provenance(self, name: str) -> dict[str, str]:
         """Return the provenance class of every setting of a run."""
         study, _, short = name.partition("/")
@@ -419,15 +430,18 @@ class Builder:
                 inputs[key] = self.evaluate(study, evaluation, run)
                 inputs[f"run:{run}"] = self.train(run, study.name)
         for check, job in study.file.checks.items():
-            inputs[f"check:{check}"] = self._add(
-                "check", job, {}, name=self.config.run_name, study=study.name, check=check
-            )
+            inputs[f"check:{check}"] = self.check(study, check, job)
         for calibration in study.file.calibrations:
             key = f"calibration:{study.name}/{calibration}"
             inputs[key] = self.calibrate(f"{study.name}/{calibration}", study.name)
         runs = {run for names in measured.values() for run in names}
         provenance = {run: self.provenance(run) for run in sorted(runs)}
         spec: JudgeJob = judge_job(study, self.config.scale, measured, provenance, self.problems)
+        for run in seen_by(spec):
+            phases = resolved.phases if (resolved := self.resolved(run, study.name)) else ()
+            for phase in phases[-1:]:
+                packed, _ = self.windows(phase.windows, phase.length_tokens, study.name)
+                inputs[f"windows:{run}"] = packed
         return self._add("judge", spec, inputs, name=self.config.run_name, study=study.name)
 
     def report(self) -> str:

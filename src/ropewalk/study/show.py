@@ -201,14 +201,18 @@ def _definition(node: Node, path: str) -> str:
 
 
 def _class_of_length(plan: Plan, pack: Node) -> str:
-    """Return the class of a windows' length: that of the first phase that is trained on them."""
+    """Return the class of a windows' length: that of the first phase trained on them, or check."""
+    wanted = (pack.wildcards["windows"], pack.spec.length_tokens)
     for node in plan.of_stage("train"):
         for index, phase in enumerate(node.spec.run.phases):
-            if (phase.windows, phase.length_tokens) == (
-                pack.wildcards["windows"],
-                pack.spec.length_tokens,
-            ):
+            if (phase.windows, phase.length_tokens) == wanted:
                 owner = plan.studies[node.wildcards["study"]]
                 path = f"runs.{node.wildcards['run']}.phases.{index}.length_tokens"
                 return class_of(owner, path, owner.layers)
-    raise AssertionError(f"{pack.manifest} is planned for no phase")
+    for node in plan.of_stage("check"):
+        for label, packed in node.spec.windows.items():
+            if (packed.windows, packed.length_tokens) == wanted:
+                owner = plan.studies[node.wildcards["study"]]
+                path = f"checks.{node.wildcards['check']}.windows.{label}.length_tokens"
+                return class_of(owner, path, owner.layers)
+    raise AssertionError(f"{pack.manifest} is planned for no phase and no check")
