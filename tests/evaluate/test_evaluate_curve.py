@@ -1,5 +1,6 @@
 """Loss by position, and truncated perplexity at every context from one forward."""
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -101,6 +102,32 @@ def test_a_curve_is_sums_over_tokens_at_those_positions(
     shares = np.array(found["hits"]).sum(0) / np.array(found["tokens"])
     assert found["accuracy"] == pytest.approx(shares.tolist(), rel=1e-12)
     assert sum(map(sum, found["hits"])) > 0
+
+
+@pytest.mark.parametrize("opening", [True, False])
+def test_what_is_skipped_might_as_well_not_be_there(
+    small_model: Callable[..., LlamaForCausalLM],
+    tokenizer: Tokenizer,
+    tmp_path: Path,
+    opening: bool,
+) -> None:
+    """Guards: a licence that is skipped and read all the same, or BOS skipped with it."""
+    ids = random_ids((104, 110, 103, 140))
+    bos = [BOS] * opening
+    words = loaded(tmp_path, tokenizer, opening=opening)
+    model = small_model(WORDS).double()
+    whole, rest = (Documents([[*bos, *one[first:]] for one in ids]) for first in (0, 9))
+    for protocol in (
+        PositionCurve(contexts=CONTEXTS, documents=2, points=9),
+        SlidingWindow(contexts=CONTEXTS, documents=2, minimum_tokens=96, stride_tokens=None),
+        SlidingWindow(contexts=CONTEXTS, bos="none", stride_tokens=7, tail="short", cut_tokens=50),
+    ):
+        skipping = dataclasses.replace(protocol, skip_tokens=9)
+        planned = losses.plan(skipping, 0, whole, words)
+        expected = losses.plan(protocol, 0, rest, words)
+        found, wanted = (p.summarise(brute_force(model, p), {}) for p in (planned, expected))
+        assert found == wanted
+        assert planned.documents == expected.documents
 
 
 def test_losses_that_are_not_finite_are_in_no_bin() -> None:

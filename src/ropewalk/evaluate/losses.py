@@ -89,6 +89,7 @@ def _sliding(
         tokens,
         tokenizer,
         documents=protocol.documents,
+        skip_tokens=protocol.skip_tokens,
         minimum_tokens=protocol.minimum_tokens,
         cut_tokens=protocol.cut_tokens,
         opened=protocol.bos != "none" and not streamed,
@@ -116,6 +117,7 @@ def _curve(protocol: PositionCurve, tokens: Tokens, tokenizer: LoadedTokenizer) 
         contexts=protocol.contexts,
         stride_tokens=None,
         documents=protocol.documents,
+        skip_tokens=protocol.skip_tokens,
         minimum_tokens=longest,
         bos=protocol.bos,
     )

@@ -86,6 +86,9 @@ class SlidingWindow:
     contexts: Mapping[str, int]  # label -> tokens of a window
     stride_tokens: int | None = None  # None: one window, the beginning of the text ("truncated")
     documents: int | None = None  # the first ones, in corpus order; None: all
+    skip_tokens: int = 0
+    # left out at the beginning of each document, which is then counted from there: licences and
+    # title pages are alike, so that a model knows them by heart
     minimum_tokens: int = 0  # shorter documents are left out
     cut_tokens: int | None = None  # documents are cut to this length
     text: Literal["documents", "stream"] = "documents"
@@ -105,7 +108,7 @@ class SlidingWindow:
     def __post_init__(self) -> None:
         shortest = _shortest(self.contexts)
         _at_least(1, documents=self.documents)
-        _at_least(0, minimum_tokens=self.minimum_tokens)
+        _at_least(0, skip_tokens=self.skip_tokens, minimum_tokens=self.minimum_tokens)
         if self.window == "tokens" and shortest < 2:
             raise ValueError(f"the context {shortest} is below 2: no token can be scored")
         longest = shortest if self.window == "inputs" else shortest - 1
@@ -130,6 +133,7 @@ class PositionCurve:
     kind: Literal["position_curve"] = "position_curve"
     contexts: Mapping[str, int]  # label -> tokens from the beginning of the document
     documents: int | None = None  # the first ones with at least max(contexts) tokens; None: all
+    skip_tokens: int = 0  # left out at the beginning of each document, see `SlidingWindow`
     bos: Bos = "document"
     points: int = 64  # of the curve: bins of positions whose widths grow geometrically
     allow: tuple[Outcome, ...] = ()
@@ -138,6 +142,7 @@ class PositionCurve:
         if _shortest(self.contexts) < 2:
             raise ValueError("a context below 2 tokens scores nothing")
         _at_least(1, documents=self.documents, points=self.points)
+        _at_least(0, skip_tokens=self.skip_tokens)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -77,6 +77,7 @@ def choose(
     tokenizer: LoadedTokenizer,
     *,
     documents: int | None,
+    skip_tokens: int = 0,
     minimum_tokens: int = 0,
     cut_tokens: int | None = None,
     opened: bool,
@@ -84,7 +85,8 @@ def choose(
 ) -> Texts:
     """Return the first documents, in corpus order, of at least `minimum_tokens`, cut.
 
-    Where BOS is read before a document (`opened`), lengths, minimum and cut count it. A document
+    Of each document the first `skip_tokens` are left out, as if it began after them. Where BOS is
+    read before a document (`opened`), lengths, minimum and cut count it. A document
     with fewer than 2 tokens can score nothing: it is never one of the first `documents`, and where
     all are asked for (None) it is dropped; in a stream it is text like all others.
 
@@ -92,7 +94,8 @@ def choose(
         StageError: if there are too few documents, or if one does not begin as the tokenizer says.
     """
     stored = len(tokenizer.opening)
-    lengths = tokens.lengths.astype(np.int64) - stored
+    first = stored + skip_tokens
+    lengths = np.maximum(tokens.lengths.astype(np.int64) - first, 0)
     counted = lengths + opened
     names = tokens.ids
     chosen = take(counted, documents, minimum=max(minimum_tokens, 1 if streamed else 2))
@@ -104,7 +107,7 @@ def choose(
     return Texts(
         sources=tuple(names[i] for i in chosen.tolist()),
         lengths=used,
-        read=lambda i: tokens.document(int(chosen[i]))[stored : stored + int(used[i])],
+        read=lambda i: tokens.document(int(chosen[i]))[first : first + int(used[i])],
         dropped=tuple(
             f"document {names[i]!r} has {int(counted[i])} tokens: nothing in it can be scored"
             for i in (() if streamed or documents is not None else unscorable)

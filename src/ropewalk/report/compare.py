@@ -1,22 +1,25 @@
 """Comparison: one measured number, or two, against the region a rule names, with an interval.
 
-Losses are resampled by document and scores by sample, both arms with the same draws, so that what
-two arms share (hard documents) cancels. The two arms of a retrieval or copy probe are taken for
-independent samples; the interval of their difference or ratio is built from the ends of the two
-intervals and is never too narrow.
+Losses and bounds are resampled by document and scores by sample, both arms with the same draws, so
+that what two arms share (hard documents) cancels. The two arms of a retrieval or copy probe are
+taken for independent samples; the interval of their difference or ratio is built from the ends of
+the two intervals and is never too narrow.
 """
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 
 from ropewalk.evaluate import intervals
+from ropewalk.report import bounds as bounds_of
 from ropewalk.report.quantities import (
     PERPLEXITIES,
     Measured,
     PerDistance,
+    PerPosition,
     PerTrial,
     PerUnit,
     describe,
@@ -133,6 +136,8 @@ def estimated(arms: Arms, sampling: Sampling) -> Estimate:
         )
     if isinstance(subject.sample, PerUnit) and isinstance(baseline.sample, PerUnit):
         return _paired(arms, subject.sample, baseline.sample, sampling)
+    if isinstance(subject.sample, PerPosition) and isinstance(baseline.sample, PerPosition):
+        return _paired_bounds(arms, subject.sample, baseline.sample, sampling)
     if type(subject.sample) is type(baseline.sample):
         return _from_ends(arms, _single(subject, sampling), _single(baseline, sampling))
     raise ValueError(
@@ -147,9 +152,11 @@ def _single(measured: Measured, sampling: Sampling) -> Estimate:
         ends, method = _copied(sample, sampling)
     elif isinstance(sample, PerDistance):
         ends, method = _retrieved(value, sample, sampling)
+    elif isinstance(sample, PerPosition):
+        ends, method = _bounded(sample, sampling)
     else:
         ends, method = _of_units(value, sample, sampling)
-    if value == "reach_share" and not isinstance(sample, PerUnit):
+    if value == "reach_share" and isinstance(sample, PerDistance | PerTrial):
         longest = sample.distances[-1]
         ends = intervals.Interval(low=ends.low / longest, high=ends.high / longest)
     return Estimate(number=measured.number, low=ends.low, high=ends.high, method=method, unit=value)
@@ -197,13 +204,101 @@ def _copied(sample: PerTrial, by: Sampling) -> tuple[intervals.Interval, str]:
     return ends, f"{method}, {by.draws:,} draws"
 
 
-def _paired(arms: Arms, subject: PerUnit, baseline: PerUnit, by: Sampling) -> Estimate:
-    if subject.names != baseline.names:
+def bound_draws(sample: PerPosition, by: Sampling) -> np.ndarray:
+    """Return bootstrap draws of a bound, float64 [draws]; infinite where a draw has none.
+
+    Documents are drawn as for losses, so that the draws of two runs on the same ones are paired.
+    """
+    # A draw without any token in a bin has no mean there, which counts as beyond the bound.
+    with np.errstate(invalid="ignore"):
+        drawn = intervals.nll_draws(*sample.arms, seed=by.seed, draws=by.draws)
+    return bounds_of.measured(sample.edges, drawn[:-1], drawn[-1], sample.window_tokens)
+
+
+def _bounded(sample: PerPosition, by: Sampling) -> tuple[intervals.Interval, str]:
+    drawn = bound_draws(sample, by)
+    proven = np.minimum(drawn, sample.edges[-1])
+    method = f"bootstrap over {count(len(sample.names), 'document')}, {by.draws:,} draws"
+    return _outer(proven, drawn), method
+
+
+def _outer(lowest: np.ndarray, highest: np.ndarray) -> intervals.Interval:
+    """Return the interval from the low tail of one set of draws to the high tail of another.
+
+    They differ where a draw is only known to lie between them; ends are draws, which may be
+    infinite.
+    """
+    tails = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
+    return intervals.Interval(
+        low=float(np.quantile(lowest, tails[0], method="inverted_cdf")),
+        high=float(np.quantile(highest, tails[1], method="inverted_cdf")),
+    )
+
+
+def _paired_bounds(
+    arms: Arms, subject: PerPosition, baseline: PerPosition, by: Sampling
+) -> Estimate:
+    _same_units(arms, subject.names, baseline.names, "document")
+    a, b = bound_draws(subject, by), bound_draws(baseline, by)
+    a_low, b_low = np.minimum(a, subject.edges[-1]), np.minimum(b, baseline.edges[-1])
+    ratio = arms.compare == "ratio"
+    x, y = arms.subject.number, arms.baseline.number if arms.baseline else math.nan
+    ends = _outer(a_low / b, a / b_low) if ratio else _outer(a_low - b, a - b_low)
+    method = f"paired bootstrap over {count(len(subject.names), 'document')}"
+    return Estimate(
+        number=x / y if ratio else x - y,
+        low=ends.low,
+        high=ends.high,
+        method=f"{method}, {by.draws:,} draws",
+        unit="ratio" if ratio else "bound",
+    )
+
+
+def compare_order(
+    measured: Sequence[Measured], predicted: Sequence[float], least: float, sampling: Sampling
+) -> Comparison:
+    """Return where Spearman's correlation of bounds with their predictions stands to `least`.
+
+    Bounds beyond what was read are equal in it.
+
+    Raises:
+        ValueError: if the bounds were not measured on the same documents.
+    """
+    samples = [m.sample for m in measured if isinstance(m.sample, PerPosition)]
+    if len({(s.names, int(s.edges[-1])) for s in samples}) != 1 or len(samples) != len(measured):
+        raise ValueError("bounds have an order only on the same documents, read as far")
+    drawn = np.stack([np.minimum(bound_draws(s, sampling), s.edges[-1]) for s in samples], axis=1)
+    numbers = np.array([[m.number for m in measured]])
+    laws = np.array(predicted)
+    ends = intervals.percentile(bounds_of.rank_correlation(laws, drawn), LEVEL)
+    units = count(len(samples[0].names), "document")
+    estimate = Estimate(
+        number=float(bounds_of.rank_correlation(laws, numbers)[0]),
+        low=ends.low,
+        high=ends.high,
+        method=f"paired bootstrap over {units}, {sampling.draws:,} draws",
+        unit="number",
+    )
+    region = Region(low=least)
+    return Comparison(
+        of=f"rank correlation of {len(measured)} measured bounds with the predicted ones",
+        needs=bounds(least, None),
+        region=region,
+        estimate=estimate,
+        standing=standing(estimate, region),
+    )
+
+
+def _same_units(arms: Arms, subject: tuple[str, ...], baseline: tuple[str, ...], unit: str) -> None:
+    if subject != baseline:
         raise ValueError(
-            f"{describe(arms.subject.quantity)} was measured on "
-            f"{count(len(subject.names), subject.unit)} and its counterpart on others; "
-            f"a paired comparison needs the same {subject.unit}s"
+            f"{describe(arms.subject.quantity)} was measured on {count(len(subject), unit)} and "
+            f"its counterpart on others; a paired comparison needs the same {unit}s"
         )
+
+
+def _paired(arms: Arms, subject: PerUnit, baseline: PerUnit, by: Sampling) -> Estimate:
+    _same_units(arms, subject.names, baseline.names, subject.unit)
     unit: Unit = arms.subject.quantity.value
     a, b = _means([subject, baseline], by)
     logs = unit in PERPLEXITIES

@@ -179,6 +179,9 @@ def _texts(protocol: Json) -> str:
         "all documents" if number is None else f"the first {count(number, 'document')}",
         f"of at least {least:,} tokens" if least else "of any length",
     ]
+    skipped = protocol.get("skip_tokens")
+    if skipped:
+        parts.append(f"beyond the first {skipped:,}, which are left out")
     text = " ".join(parts) + (f", cut to {cut:,} tokens" if cut else "")
     if protocol.get("text") == "stream":
         text += ", laid end to end in one stream whose windows cross their borders"

@@ -11,9 +11,9 @@ import numpy as np
 
 from ropewalk.evaluate import intervals
 from ropewalk.report.compare import LEVEL, Sampling
-from ropewalk.report.quantities import Measured, Results, extract
+from ropewalk.report.quantities import Measured, PerPosition, Results, extract
 from ropewalk.report.series import final, number
-from ropewalk.report.spec import Quantity
+from ropewalk.report.spec import Claim, Predicted, Quantity
 
 Json = dict[str, Any]
 
@@ -92,6 +92,40 @@ def _ends(
         )
     low[held], high[held] = np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1)
     return low, high
+
+
+def bounds(
+    claims: Mapping[str, Claim],
+    results: Results,
+    predicted: Mapping[str, float],
+    sampling: Sampling,
+) -> list[Json]:
+    """Return every bound that a claim sets against its prediction, one entry per run and window.
+
+    `beyond` marks a bound that lies beyond the positions that were read: `number` is then the
+    longest of them.
+    """
+    rules = [claim.rule for claim in claims.values() if isinstance(claim.rule, Predicted)]
+    wanted = {
+        (*results.key(q), q.context or "", q.snapshot): q for rule in rules for q in rule.along
+    }
+    found = []
+    for (evaluation, run, context, _), quantity in sorted(wanted.items()):
+        measured = extract(quantity, results)
+        if not isinstance(measured, Measured) or run not in predicted:
+            continue
+        assert isinstance(measured.sample, PerPosition)  # what `bound` is read from
+        found.append(
+            {
+                "evaluation": evaluation,
+                "run": run,
+                "context": context,
+                "predicted": predicted[run],
+                "beyond": measured.number >= measured.sample.edges[-1],
+                **number(measured, sampling),
+            }
+        )
+    return found
 
 
 def by_distance(results: Results, windows: Mapping[str, tuple[int, int]]) -> list[Json]:

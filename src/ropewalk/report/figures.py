@@ -13,7 +13,7 @@ from ropewalk.report.drawn import (
     grouped,
     line,
 )
-from ropewalk.report.figures_theory import theory
+from ropewalk.report.figures_theory import bounds, theory
 from ropewalk.report.svg import Line, Panel
 from ropewalk.report.wording import count, figure, listed
 
@@ -32,6 +32,7 @@ def figures(judged: Json) -> list[Drawn]:
         figures_probes.copied(data["copied"], judged, look),
         figures_probes.by_position(data["by_position"], judged, look),
         figures_probes.by_convention(data["by_convention"], judged, look),
+        bounds(data["bounds"], judged, look),
         *(theory(check) for check in data["theory"] if check["series"]),
         _training(data["training"], look),
     ]

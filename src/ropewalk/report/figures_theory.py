@@ -1,11 +1,68 @@
-"""Figures of checks of theory."""
+"""Figures of checks of theory, and of measurements set against it."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ropewalk.report.drawn import Drawn, Json, drawn
+from ropewalk.report.bounds import EXCESS_NATS
+from ropewalk.report.drawn import Drawn, Json, Look, conventions, drawn
 from ropewalk.report.svg import Line, Panel
-from ropewalk.report.wording import figure
+from ropewalk.report.wording import figure, span
+
+
+def bounds(series: Sequence[Json], judged: Json, look: Look) -> Drawn | None:
+    """Return measured bounds on the context against predicted ones, a point per run."""
+    if not series:
+        return None
+    low, high = (end(s["predicted"] for s in series) for end in (min, max))
+    panel = Panel(
+        name="bounds",
+        title="Measured against predicted",
+        description="; ".join(
+            f"{look.label(s['run'])}: predicted {figure(s['predicted'], 'bound')}, measured "
+            f"{'at least ' if s['beyond'] else ''}{figure(s['number'], 'bound')} tokens"
+            + ("" if s["high"] is None else f" ({span(s['low'], s['high'], 'bound')})")
+            for s in series
+        )
+        + ".",
+        x_label="predicted bound, tokens",
+        y_label="measured bound, tokens",
+        x_scale="log",
+        y_scale="log",
+        lines=(
+            Line(label="as predicted", x=[low, high], y=[low, high], style=6, draw="line"),
+            Line(
+                label="half of it, twice of it",
+                x=[low, high, math.nan, low, high],
+                y=[low / 2, high / 2, math.nan, 2 * low, 2 * high],
+                style=20,
+                draw="line",
+            ),
+            *(_bound_point(s, look) for s in series),
+        ),
+    )
+    caption = (
+        "How far the loss by position stays within "
+        f"{EXCESS_NATS:g} nat of the loss in the last half of the window, against what the "
+        "extended law predicts from base, head dimension and lengths, with 95 % intervals over "
+        "documents. A hollow triangle at the upper edge is a bound beyond the longest position "
+        "that was read. " + conventions(series, judged, look)
+    )
+    return drawn("bounds", "Measured against predicted bounds", caption, [panel])
+
+
+def _bound_point(s: Json, look: Look) -> Line:
+    closed = not s["beyond"] and s["high"] is not None
+    return Line(
+        label=look.label(s["run"]),
+        x=[] if s["beyond"] else [s["predicted"]],
+        y=[] if s["beyond"] else [s["number"]],
+        low=[s["low"]] if closed else (),
+        high=[s["high"]] if closed else (),
+        beyond=[s["predicted"]] if s["beyond"] else (),
+        draw="markers",
+        style=look.styles[s["run"]],
+    )
 
 
 def theory(check: Json) -> Drawn:
@@ -101,6 +158,34 @@ def _interpolation_bound(check: Json, series: Json) -> Drawn:
     return drawn(f"figure-{check['check']}", "The interpolation bound", caption, [panel])
 
 
+def _rope_bounds(check: Json, series: Json) -> Drawn:
+    lengths = {"": "tuned at the window", "_long": "tuned at the longer one"}
+    panels = [
+        Panel(
+            name=f"theory-{check['check']}-{name}",
+            title=title,
+            description=_numbers(check),
+            x_label="base",
+            y_label=label,
+            x_scale="log",
+            y_scale="log",
+            lines=tuple(
+                _plain(series, {f"{name}{ending}": said for ending, said in lengths.items()})
+            ),
+        )
+        for name, title, label in (
+            ("bound", "Bound on the context", "tokens"),
+            ("trained_dimensions", "Dimensions that see a period", "dimensions"),
+        )
+    ]
+    caption = (
+        "The extended law: the bound on the context by base (up to the critical base it is the "
+        "tuning length), and how many dimensions of a head complete a period while tuning. All of "
+        "them do for small enough bases, which is why those meet no bound."
+    )
+    return drawn(f"theory-{check['check']}", "Bases and bounds", caption, panels)
+
+
 def _any_check(check: Json, series: Json) -> Drawn:
     panel = Panel(
         name=f"theory-{check['check']}",
@@ -118,6 +203,7 @@ _THEORY: Mapping[str, Callable[[Json, Json], Drawn]] = {
     "pi_random_fit": _random_fit,
     "pi_extrapolation_bound": _extrapolation_bound,
     "pi_interpolation_bound": _interpolation_bound,
+    "rope_bounds": _rope_bounds,
 }
 
 

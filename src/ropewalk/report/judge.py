@@ -8,14 +8,16 @@ from typing import Any
 from ropewalk.base.canonical import leaves, plain
 from ropewalk.base.files import read_json, write_json
 from ropewalk.base.manifest import Manifest
+from ropewalk.base.spec import decode
 from ropewalk.base.stage import Job, StageError
-from ropewalk.report import accounts, curves, series
+from ropewalk.report import accounts, bounds, curves, series
 from ropewalk.report.compare import LEVEL, Comparison, Sampling
 from ropewalk.report.conventions import convention
 from ropewalk.report.quantities import Measured, Missing, Results, describe
 from ropewalk.report.spec import Claim, JudgeJob
 from ropewalk.report.verdict import DECIDED, Evidence, Verdict, judge_claim
 from ropewalk.report.wording import listed
+from ropewalk.train.spec import Run
 
 JUDGED = "judged.json"
 JUDGED_VERSION = 2
@@ -102,6 +104,7 @@ def judge(spec: JudgeJob, material: Material) -> Json:
         results=material.results,
         checks=material.check_results,
         sampling=sampling,
+        predicted=_predicted(material.runs),
     )
     claims = {
         name: _claim(claim, judge_claim(claim, evidence), material, name in spec.decides)
@@ -126,6 +129,7 @@ def judge(spec: JudgeJob, material: Material) -> Json:
                 "by_step": series.by_step(results, sampling),
                 "by_convention": curves.by_convention(results, sampling),
                 "by_position": curves.by_position(results, windows, sampling),
+                "bounds": curves.bounds(spec.claims, results, evidence.predicted, sampling),
                 "by_distance": curves.by_distance(results, windows),
                 "copied": curves.copied(results, windows, sampling),
                 "theory": _theory(material),
@@ -268,6 +272,16 @@ def _windows(runs: Mapping[str, Manifest]) -> dict[str, tuple[int, int]]:
         pretrained = int(run["architecture"]["context_tokens"])
         phases = run.get("phases") or [{"length_tokens": pretrained}]
         found[name] = pretrained, int(phases[-1]["length_tokens"])
+    return found
+
+
+def _predicted(runs: Mapping[str, Manifest]) -> dict[str, float]:
+    """Return run -> its bound by the laws of RoPE bases, where they say something of its rope."""
+    found = {}
+    for name, manifest in runs.items():
+        bound = bounds.predicted(decode(Run, manifest.spec["run"]))
+        if bound is not None:
+            found[name] = bound
     return found
 
 

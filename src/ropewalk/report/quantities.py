@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ropewalk.report import bounds
 from ropewalk.report.spec import Quantity
 
 PERPLEXITIES = ("perplexity", "word_perplexity", "byte_perplexity")
 LOSS_VALUES = ("nll", *PERPLEXITIES, "accuracy")
 RETRIEVAL_VALUES = ("accuracy", "reach", "reach_share")
 COPY_VALUES = ("reach", "reach_share")
+CURVE_VALUES = ("end_nll", "bound")
 Json = Mapping[str, Any]
 
 
@@ -59,12 +61,32 @@ class PerTrial:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PerPosition:
+    """A curve by position with its documents, sorted by name, and the window a bound is of."""
+
+    names: tuple[str, ...]
+    edges: npt.NDArray[np.int64]  # [bins + 1], positions
+    sums: npt.NDArray[np.float64]  # [bins, documents], nats
+    counts: npt.NDArray[np.float64]  # [bins, documents], scored tokens
+    window_tokens: int
+
+    @property
+    def arms(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Return sums and counts of every bin and, last, of the last half of the window."""
+        half = bounds.last_half(self.edges, self.window_tokens)
+        return (
+            np.vstack([self.sums, self.sums[half].sum(axis=0)]),
+            np.vstack([self.counts, self.counts[half].sum(axis=0)]),
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Measured:
     """A number and what it was computed from."""
 
     quantity: Quantity
     number: float  # in nats, perplexity, tokens, or a share, as the quantity's value says
-    sample: PerUnit | PerDistance | PerTrial
+    sample: PerUnit | PerDistance | PerTrial | PerPosition
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,11 +160,14 @@ def describe(quantity: Quantity) -> str:
         "word_perplexity": "perplexity per word",
         "byte_perplexity": "perplexity per byte",
         "accuracy": "accuracy",
+        "end_nll": "loss in the last half of the context",
+        "bound": f"extrapolation bound ({bounds.EXCESS_NATS:g} nat)",
         "reach": "reach",
         "reach_share": "share of the longest tested distance reached",
         "score": "score",
     }
-    where = f" {'on' if quantity.value == 'score' else 'at'} {quantity.context}"
+    word = {"score": "on", "bound": "against the loss at"}.get(quantity.value, "at")
+    where = f" {word} {quantity.context}"
     where = where if quantity.context else ""
     when = {"final": "", "first": " before any step"}.get(
         quantity.snapshot, f" after {quantity.snapshot} steps"
@@ -165,6 +190,8 @@ def _why_not_run(evaluation: str, run: str, results: Results) -> str:
 
 def _read(quantity: Quantity, snapshot: Json, protocol: Json, name: str) -> Measured | Missing:
     """Return the number from a snapshot of whatever form."""
+    if quantity.value in CURVE_VALUES:
+        return _curve(quantity, snapshot, name)
     if "contexts" in snapshot:
         return _loss(quantity, snapshot, name)
     if "cells" in snapshot:
@@ -204,6 +231,35 @@ def _loss(quantity: Quantity, snapshot: Json, name: str) -> Measured | Missing:
         number=perplexity(sample.mean) if quantity.value in PERPLEXITIES else sample.mean,
         sample=sample,
     )
+
+
+def _curve(quantity: Quantity, snapshot: Json, name: str) -> Measured | Missing:
+    curve = snapshot.get("curve")
+    if curve is None:
+        return _broken(quantity, f"{name} has no curve by position; it has no {quantity.value}")
+    found = _chosen(quantity, snapshot["contexts"], "context", name)
+    if isinstance(found, Missing):
+        return found
+    order = np.argsort(np.array(curve["documents"], dtype=str), kind="stable")
+    sample = PerPosition(
+        names=tuple(curve["documents"][i] for i in order),
+        edges=np.asarray(curve["edges"], dtype=np.int64),
+        sums=np.asarray(curve["nll_sums"], dtype=np.float64).T[:, order],
+        counts=np.asarray(curve["counts"], dtype=np.float64).T[:, order],
+        window_tokens=int(found["context_tokens"]),
+    )
+    try:
+        sums, counts = sample.arms
+    except ValueError as error:
+        return _broken(quantity, f"{name}: {error}")
+    if quantity.value == "end_nll":
+        units = _units(sample.names, sums[-1], counts[-1])
+        return Measured(quantity=quantity, number=units.mean, sample=units)
+    with np.errstate(invalid="ignore"):
+        means = (sums.sum(axis=1) / counts.sum(axis=1))[:, None]
+    bound = bounds.measured(sample.edges, means[:-1], means[-1], sample.window_tokens)
+    number = bounds.shown(float(bound[0]), int(sample.edges[-1]))
+    return Measured(quantity=quantity, number=number, sample=sample)
 
 
 def _score(quantity: Quantity, snapshot: Json, name: str) -> Measured | Missing:

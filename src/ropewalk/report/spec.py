@@ -21,6 +21,8 @@ Measure = Literal[
     "word_perplexity",
     "byte_perplexity",
     "accuracy",  # share of tokens, or of retrieval trials, that are right
+    "end_nll",  # nats per token in the last half of the context, from a curve by position
+    "bound",  # tokens to which the loss stays within 0.5 nat of that (`report.bounds`)
     "reach",  # tokens
     "reach_share",  # of the longest distance that could be tested
     "score",  # mean over the samples of a cell
@@ -36,7 +38,8 @@ class Quantity:
     # A run by name (`study/run`), or by axis values; axes not named take the study's main values.
     snapshot: str = "final"  # `final`, `first` (before any step), or a step number
     context: str | None = None
-    # label of the context, for losses; name of the preset, for conventions; of the cell, for scores
+    # label of the context, for losses; of the window, for a bound; name of the preset, for
+    # conventions; of the cell, for scores
     value: Measure = "nll"
 
 
@@ -78,6 +81,37 @@ class Trend:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Predicted:
+    """Measured bounds are those that the laws of RoPE bases predict of each run's own settings.
+
+    Either each lies within a factor of its prediction, or they have the order of the predictions.
+    """
+
+    kind: Literal["predicted"] = "predicted"
+    along: tuple[Quantity, ...]  # of value `bound`
+    factor: float | None = None  # exactly one of the two
+    rank_at_least: float | None = None  # Spearman's correlation
+    least: int | None = None  # how many must lie within the factor; None: all
+
+    def __post_init__(self) -> None:
+        if (self.factor is None) == (self.rank_at_least is None):
+            raise ValueError("exactly one of factor and rank_at_least must be given")
+        if self.factor is not None and self.factor <= 1:
+            raise ValueError(f"factor {self.factor} must be above 1")
+        if self.least is not None and (
+            self.factor is None or not 0 < self.least <= len(self.along)
+        ):
+            raise ValueError(
+                f"least {self.least} must lie between 1 and the {len(self.along)} bounds, and "
+                "needs a factor"
+            )
+        if self.rank_at_least is not None and len(self.along) < 3:
+            raise ValueError(f"{len(self.along)} bounds have no order worth the name: give 3")
+        if any(quantity.value != "bound" for quantity in self.along):
+            raise ValueError("every quantity of along must have the value 'bound'")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Value:
     """A quantity equals a printed number within a relative tolerance."""
 
@@ -98,7 +132,7 @@ class Exact:
     at_most: float | None = None
 
 
-Rule = Threshold | Ordering | Trend | Value | Exact
+Rule = Threshold | Ordering | Trend | Predicted | Value | Exact
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

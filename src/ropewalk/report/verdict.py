@@ -12,20 +12,29 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, assert_never
 
-from ropewalk.report.compare import Arms, Comparison, Region, Sampling, Standing, compare
-from ropewalk.report.quantities import Measured, Missing, Results, extract
+from ropewalk.report.compare import (
+    Arms,
+    Comparison,
+    Region,
+    Sampling,
+    Standing,
+    compare,
+    compare_order,
+)
+from ropewalk.report.quantities import Measured, Missing, Results, extract, run_name
 from ropewalk.report.spec import (
     Claim,
     Exact,
     Ordering,
     Outcome,
+    Predicted,
     Quantity,
     Rule,
     Threshold,
     Trend,
     Value,
 )
-from ropewalk.report.wording import UNITS, bounds, count, edge, figure, listed, with_unit
+from ropewalk.report.wording import UNITS, bounds, count, edge, figure, listed, span, with_unit
 
 DECIDED: tuple[Outcome, ...] = ("reproduced", "partly", "contradicted")
 PAPER_SCALE = "paper"  # the only scale at which printed values are compared
@@ -51,6 +60,8 @@ class Evidence:
     results: Results
     checks: Mapping[str, Mapping[str, Any]]  # name -> the check's result
     sampling: Sampling
+    predicted: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    # run -> its bound by the laws of RoPE bases, where they say something
 
 
 def judge_claim(claim: Claim, evidence: Evidence) -> Verdict:
@@ -76,7 +87,7 @@ def judge_claim(claim: Claim, evidence: Evidence) -> Verdict:
         )
     measured = tuple(m for m in found if isinstance(m, Measured))
     try:
-        comparisons = _comparisons(claim.rule, measured, evidence.sampling)
+        comparisons = _comparisons(claim.rule, measured, evidence)
     except ValueError as error:
         return Verdict(outcome="error", reason=f"Not comparable: {error}.", measured=measured)
     unmet = _unmet(claim, evidence)
@@ -91,9 +102,12 @@ def judge_claim(claim: Claim, evidence: Evidence) -> Verdict:
             measured=measured,
             comparisons=comparisons,
         )
+    least = claim.rule.least if isinstance(claim.rule, Predicted) else None
     return Verdict(
-        outcome=combine([c.standing for c in comparisons]),
-        reason=_reason(comparisons),
+        outcome=combine([c.standing for c in comparisons], least),
+        reason=_near_reason(comparisons, least)
+        if isinstance(claim.rule, Predicted) and claim.rule.factor
+        else _reason(comparisons),
         measured=measured,
         comparisons=comparisons,
     )
@@ -115,7 +129,7 @@ def quantities(rule: Rule) -> tuple[Quantity, ...]:
             return (rule.quantity, *([rule.baseline] if rule.baseline else []))
         case Ordering():
             return rule.ascending
-        case Trend():
+        case Trend() | Predicted():
             return rule.along
         case Value():
             return (rule.quantity,)
@@ -124,14 +138,20 @@ def quantities(rule: Rule) -> tuple[Quantity, ...]:
     assert_never(rule)
 
 
-def combine(standings: Sequence[Standing]) -> Outcome:
+def combine(standings: Sequence[Standing], least: int | None = None) -> Outcome:
     """Return the outcome of a rule from its comparisons.
 
     One comparison: its own standing. Several (a chain): reproduced or contradicted if all of them
-    agree, partly if some are satisfied and some violated, else inconclusive.
+    agree, partly if some are satisfied and some violated, else inconclusive. With `least` as many
+    must be satisfied: reproduced if they are, contradicted if they cannot be any more.
     """
     if not standings:
         return "error"
+    if least is not None:
+        if standings.count("satisfied") >= least:
+            return "reproduced"
+        possible = len(standings) - standings.count("violated")
+        return "inconclusive" if possible >= least else "contradicted"
     if "satisfied" in standings and "violated" in standings:
         return "partly"
     if "undecided" in standings:
@@ -140,8 +160,11 @@ def combine(standings: Sequence[Standing]) -> Outcome:
 
 
 def _comparisons(
-    rule: Threshold | Ordering | Trend | Value, measured: Sequence[Measured], sampling: Sampling
+    rule: Threshold | Ordering | Trend | Predicted | Value,
+    measured: Sequence[Measured],
+    evidence: Evidence,
 ) -> tuple[Comparison, ...]:
+    sampling = evidence.sampling
     match rule:
         case Threshold():
             region = Region(low=rule.at_least, high=rule.at_most)
@@ -155,12 +178,32 @@ def _comparisons(
             return tuple(_steps(measured, Region(low=-rule.slack, strict=True), sampling))
         case Trend():
             return tuple(_steps(measured, Region(high=rule.slack, strict=True), sampling))
+        case Predicted(factor=None):
+            laws = [_law(m, evidence) for m in measured]
+            return (compare_order(measured, laws, rule.rank_at_least or 0.0, sampling),)
+        case Predicted():
+            return tuple(
+                _near(m, _law(m, evidence), rule.factor or 1.0, sampling) for m in measured
+            )
         case Value():
             width = abs(rule.printed) * rule.relative_tolerance
             region = Region(low=rule.printed - width, high=rule.printed + width)
             arms = Arms(subject=measured[0], baseline=None, compare="value")
             return (compare(arms, region, sampling),)
     assert_never(rule)
+
+
+def _law(measured: Measured, evidence: Evidence) -> float:
+    run = run_name(measured.quantity)
+    if run not in evidence.predicted:
+        raise ValueError(f"the laws of RoPE bases predict no bound for the rope of {run}")
+    return evidence.predicted[run]
+
+
+def _near(measured: Measured, law: float, factor: float, sampling: Sampling) -> Comparison:
+    arms = Arms(subject=measured, baseline=None, compare="value")
+    region = Region(low=float(round(law / factor)), high=float(round(law * factor)))  # tokens
+    return compare(arms, region, sampling)
 
 
 def _steps(chain: Sequence[Measured], region: Region, sampling: Sampling) -> list[Comparison]:
@@ -227,6 +270,19 @@ def _reason(comparisons: Sequence[Comparison]) -> str:
     unit = comparisons[0].estimate.unit
     differences = listed([figure(c.estimate.number, unit) for c in comparisons])
     return f"{shares}: differences of {differences} {UNITS[unit]}".rstrip() + "."
+
+
+def _near_reason(comparisons: Sequence[Comparison], least: int | None) -> str:
+    standings = [c.standing for c in comparisons]
+    parts = listed([f"{standings.count(s)} {_CHAIN[s]}" for s in _CHAIN if s in standings])
+    each = "; ".join(
+        f"{figure(c.estimate.number, c.estimate.unit)} tokens "
+        f"({span(c.estimate.low, c.estimate.high, c.estimate.unit)}), predicted {c.needs}"
+        for c in comparisons
+    )
+    needed = "all of them" if least is None else f"at least {least}"
+    total = count(len(comparisons), "bound")
+    return f"Of {total} {parts}; the claim needs {needed} as claimed. {each}."
 
 
 _ENDING: Mapping[Standing, str] = {

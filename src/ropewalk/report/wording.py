@@ -9,6 +9,8 @@ UNITS = {
     "word_perplexity": "per word",
     "byte_perplexity": "per byte",
     "accuracy": "",
+    "end_nll": "nat per token",
+    "bound": "tokens",
     "reach": "tokens",
     "reach_share": "",
     "score": "",
@@ -25,9 +27,9 @@ def figure(value: float, unit: Unit) -> str:
         return str(value)
     if unit == "flops":
         text = f"{value:.2e}"
-    elif unit == "reach" or (value == int(value) and 10 <= abs(value) < 1e15):
+    elif unit in ("reach", "bound") or (value == int(value) and 10 <= abs(value) < 1e15):
         text = f"{value:,.0f}"
-    elif unit in ("nll", "accuracy", "reach_share", "score") or (
+    elif unit in ("nll", "end_nll", "accuracy", "reach_share", "score") or (
         unit == "ratio" and abs(value) < 10
     ):
         text = f"{value:.3f}"

@@ -10,6 +10,7 @@ from ropewalk.report.spec import (
     Exact,
     JudgeJob,
     Ordering,
+    Predicted,
     Quantity,
     Threshold,
     Trend,
@@ -162,7 +163,7 @@ def _resolve(
         rule = dataclasses.replace(rule, quantity=resolved(rule.quantity), baseline=baseline)
     elif isinstance(rule, Ordering):
         rule = dataclasses.replace(rule, ascending=tuple(map(resolved, rule.ascending)))
-    elif isinstance(rule, Trend):
+    elif isinstance(rule, Trend | Predicted):
         rule = dataclasses.replace(rule, along=tuple(map(resolved, rule.along)))
     elif isinstance(rule, Value):
         rule = dataclasses.replace(rule, quantity=resolved(rule.quantity))
