@@ -8,7 +8,6 @@ the two intervals and is never too narrow.
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -251,41 +250,6 @@ def _paired_bounds(
         high=ends.high,
         method=f"{method}, {by.draws:,} draws",
         unit="ratio" if ratio else "bound",
-    )
-
-
-def compare_order(
-    measured: Sequence[Measured], predicted: Sequence[float], least: float, sampling: Sampling
-) -> Comparison:
-    """Return where Spearman's correlation of bounds with their predictions stands to `least`.
-
-    Bounds beyond what was read are equal in it.
-
-    Raises:
-        ValueError: if the bounds were not measured on the same documents.
-    """
-    samples = [m.sample for m in measured if isinstance(m.sample, PerPosition)]
-    if len({(s.names, int(s.edges[-1])) for s in samples}) != 1 or len(samples) != len(measured):
-        raise ValueError("bounds have an order only on the same documents, read as far")
-    drawn = np.stack([np.minimum(bound_draws(s, sampling), s.edges[-1]) for s in samples], axis=1)
-    numbers = np.array([[m.number for m in measured]])
-    laws = np.array(predicted)
-    ends = intervals.percentile(bounds_of.rank_correlation(laws, drawn), LEVEL)
-    units = count(len(samples[0].names), "document")
-    estimate = Estimate(
-        number=float(bounds_of.rank_correlation(laws, numbers)[0]),
-        low=ends.low,
-        high=ends.high,
-        method=f"paired bootstrap over {units}, {sampling.draws:,} draws",
-        unit="number",
-    )
-    region = Region(low=least)
-    return Comparison(
-        of=f"rank correlation of {len(measured)} measured bounds with the predicted ones",
-        needs=bounds(least, None),
-        region=region,
-        estimate=estimate,
-        standing=standing(estimate, region),
     )
 
 

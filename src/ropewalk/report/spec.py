@@ -81,6 +81,21 @@ class Trend:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Steeper:
+    """Of three losses the step from the second to the third is larger than that before it."""
+
+    kind: Literal["steeper"] = "steeper"
+    along: tuple[Quantity, ...]  # three, of value `nll` or `end_nll`
+    direction: Literal["falling", "rising"]
+
+    def __post_init__(self) -> None:
+        if len(self.along) != 3:
+            raise ValueError(f"along names {len(self.along)} quantities; two steps need three")
+        if any(quantity.value not in ("nll", "end_nll") for quantity in self.along):
+            raise ValueError("every quantity of along must have the value 'nll' or 'end_nll'")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Predicted:
     """Measured bounds are those that the laws of RoPE bases predict of each run's own settings.
 
@@ -132,7 +147,7 @@ class Exact:
     at_most: float | None = None
 
 
-Rule = Threshold | Ordering | Trend | Predicted | Value | Exact
+Rule = Threshold | Ordering | Trend | Steeper | Predicted | Value | Exact
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,8 @@ from ropewalk.report.compare import (
     Sampling,
     Standing,
     compare,
-    compare_order,
 )
+from ropewalk.report.orders import compare_order, compare_steps
 from ropewalk.report.quantities import Measured, Missing, Results, extract, run_name
 from ropewalk.report.spec import (
     Claim,
@@ -30,6 +30,7 @@ from ropewalk.report.spec import (
     Predicted,
     Quantity,
     Rule,
+    Steeper,
     Threshold,
     Trend,
     Value,
@@ -129,7 +130,7 @@ def quantities(rule: Rule) -> tuple[Quantity, ...]:
             return (rule.quantity, *([rule.baseline] if rule.baseline else []))
         case Ordering():
             return rule.ascending
-        case Trend() | Predicted():
+        case Trend() | Steeper() | Predicted():
             return rule.along
         case Value():
             return (rule.quantity,)
@@ -160,7 +161,7 @@ def combine(standings: Sequence[Standing], least: int | None = None) -> Outcome:
 
 
 def _comparisons(
-    rule: Threshold | Ordering | Trend | Predicted | Value,
+    rule: Threshold | Ordering | Trend | Steeper | Predicted | Value,
     measured: Sequence[Measured],
     evidence: Evidence,
 ) -> tuple[Comparison, ...]:
@@ -178,6 +179,8 @@ def _comparisons(
             return tuple(_steps(measured, Region(low=-rule.slack, strict=True), sampling))
         case Trend():
             return tuple(_steps(measured, Region(high=rule.slack, strict=True), sampling))
+        case Steeper():
+            return (compare_steps(measured, rule.direction, sampling),)
         case Predicted(factor=None):
             laws = [_law(m, evidence) for m in measured]
             return (compare_order(measured, laws, rule.rank_at_least or 0.0, sampling),)

@@ -12,6 +12,7 @@ from ropewalk.report.spec import (
     Ordering,
     Predicted,
     Quantity,
+    Steeper,
     Threshold,
     Trend,
     Value,
@@ -163,7 +164,7 @@ def _resolve(
         rule = dataclasses.replace(rule, quantity=resolved(rule.quantity), baseline=baseline)
     elif isinstance(rule, Ordering):
         rule = dataclasses.replace(rule, ascending=tuple(map(resolved, rule.ascending)))
-    elif isinstance(rule, Trend | Predicted):
+    elif isinstance(rule, Trend | Steeper | Predicted):
         rule = dataclasses.replace(rule, along=tuple(map(resolved, rule.along)))
     elif isinstance(rule, Value):
         rule = dataclasses.replace(rule, quantity=resolved(rule.quantity))
