@@ -16,6 +16,7 @@ from ropewalk.report.spec import (
     Exact,
     Ordering,
     Quantity,
+    Steeper,
     Threshold,
     Trend,
     Value,
@@ -178,6 +179,40 @@ def test_trend_and_its_slack(direction, slack, outcome):
     """Guards against slack applied to the wrong side."""
     rule = Trend(along=(loss("good"), loss("bad"), loss("worse")), direction=direction, slack=slack)
     assert verdict(rule).outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("arms", "direction", "outcome"),
+    [
+        (("good", "bad", "worse"), "rising", "reproduced"),  # ln 2, then ln 2.25
+        (("worse", "bad", "good"), "falling", "contradicted"),
+        (("worse", "good", "bad"), "rising", "reproduced"),
+        (("bad", "good", "worse"), "falling", "contradicted"),
+        (("good", "good", "good"), "rising", "inconclusive"),
+    ],
+)
+def test_the_second_step_is_the_larger(arms, direction, outcome):
+    """Guards: steps compared the wrong way round, or by size without direction."""
+    rule = Steeper(along=tuple(map(loss, arms)), direction=direction)
+    found = verdict(rule)
+    assert found.outcome == outcome
+    (comparison,) = found.comparisons
+    a, b, c = (ARMS[arm]["contexts"]["4x"]["nll"] for arm in arms)
+    sign = 1 if direction == "rising" else -1
+    assert comparison.estimate.number == pytest.approx(sign * ((c - b) - (b - a)))
+    assert comparison.estimate.low <= comparison.estimate.number <= comparison.estimate.high
+
+
+@pytest.mark.parametrize(
+    ("along", "message"),
+    [(("good", "bad"), "names 2 quantities"), (("good", "bad", "near", "worse"), "names 4")],
+)
+def test_two_steps_need_three_quantities(along, message):
+    """Guards: a rule whose last quantities are never looked at."""
+    with pytest.raises(ValueError, match=message):
+        Steeper(along=tuple(map(loss, along)), direction="rising")
+    with pytest.raises(ValueError, match="'nll' or 'end_nll'"):
+        Steeper(along=tuple(map(reach, ("far", "short", "none"))), direction="rising")
 
 
 def test_a_chain_of_one_is_an_error():
