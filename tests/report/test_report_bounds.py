@@ -327,3 +327,21 @@ def test_rules_that_ask_nothing_are_refused(settings_: Any, message: str) -> Non
         Predicted(along=tuple(map(bound, "abc")), **settings_)
     with pytest.raises(ValueError, match="'bound'"):
         Predicted(along=(q("laws/a", "1x"),), factor=2.0)
+
+
+def test_one_run_measured_in_two_ways_is_told_apart() -> None:
+    """Guards: a sentence that sets a number against itself."""
+    other = {("laws/scaled", "laws/b"): result("b", PROTOCOL, {0: snapshot(900.0)})}
+    results = Results(study="laws", by_name={**RESULTS.by_name, **other})
+    rule = Threshold(
+        quantity=dataclasses.replace(bound("b"), evaluation="laws/scaled"),
+        baseline=bound("b"),
+        compare="ratio",
+        at_least=1.0,
+    )
+    claim = Claim(statement="s", location="l", printed="p", rule=rule)
+    evidence = Evidence(scale="mini", results=results, checks={}, sampling=SAMPLING)
+    found = judge_claim(claim, evidence)
+    assert found.outcome == "reproduced"
+    assert "by laws/scaled divided by the" in found.reason
+    assert "by laws/curve is" in found.reason
