@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from report_sample import losses, q, result
 from scipy.stats import spearmanr
 
+from ropewalk.base.canonical import plain
 from ropewalk.evaluate.curve import curve, edges
 from ropewalk.evaluate.scorer import Scores
 from ropewalk.evaluate.spec import PositionCurve
@@ -287,6 +288,7 @@ def test_the_figure_has_a_point_per_bound_that_a_claim_names() -> None:
     ]
     assert found[2]["number"] == LONGEST
     assert found[2]["high"] is None
+    assert plain(found) == found  # nothing that JSON cannot hold
     look = Look(study="laws", styles={s["run"]: i for i, s in enumerate(found)})
     figure = figures_theory.bounds(found, {"protocols": {"laws/curve": "Read once."}}, look)
     assert figure is not None

@@ -121,7 +121,7 @@ def bounds(
                 "run": run,
                 "context": context,
                 "predicted": predicted[run],
-                "beyond": measured.number >= measured.sample.edges[-1],
+                "beyond": measured.number >= int(measured.sample.edges[-1]),
                 **number(measured, sampling),
             }
         )
