@@ -22,6 +22,7 @@ from ropewalk.report.drawn import Look
 from ropewalk.report.quantities import Measured, Results, extract
 from ropewalk.report.spec import Claim, Predicted, Quantity, Threshold, Trend
 from ropewalk.report.verdict import Evidence, Verdict, combine, judge_claim
+from ropewalk.report.wording import span
 from ropewalk.train.spec import Batch, Optimizer, Phase, Run, RunWeights, Schedule
 
 LONGEST, WINDOW, DOCUMENTS = 4096, 256, 12
@@ -97,6 +98,7 @@ def test_a_bound_that_was_not_met_is_only_known_from_below() -> None:
     assert isinstance(found, Measured)
     e = estimated(Arms(subject=found, baseline=None, compare="value"), SAMPLING)
     assert (e.low, e.high) == (LONGEST, math.inf)
+    assert span(e.low, e.high, e.unit) == "4,096 and more"
     at_least = Threshold(quantity=bound("never"), at_least=LONGEST / 2)
     at_most = Threshold(quantity=bound("never"), at_most=2 * LONGEST)
     assert verdict(at_least).outcome == "reproduced"

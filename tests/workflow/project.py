@@ -49,6 +49,12 @@ position_interpolation:
     conventions: { protocol: { documents: 4 } }
     by_position: { runs: [original], protocol: { documents: 4 } }
     copying: { runs: [original], protocol: { distances: 3, trials: 2 } }
+rope_scaling_laws:
+  runs:
+    tune: { spec: { phases: [{ windows: base-tiny, length_tokens: 64, steps: 5 }] } }
+  evaluations:
+    by_position: { protocol: { documents: 4 } }
+    dynamic_ntk: { protocol: { documents: 4 } }
 """
 
 

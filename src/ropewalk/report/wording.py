@@ -66,7 +66,9 @@ def percent(share: float) -> str:
 
 
 def span(low: float, high: float, unit: Unit) -> str:
-    """Return an interval in words, e.g. `24.1 to 25.9`."""
+    """Return an interval in words, e.g. `24.1 to 25.9`, or `24.1 and more` without an end."""
+    if high == math.inf and math.isfinite(low):
+        return f"{figure(low, unit)} and more"
     return f"{figure(low, unit)} to {figure(high, unit)}"
 
 
