@@ -307,7 +307,11 @@ def _what(arms: Arms) -> str:
     subject = describe(arms.subject.quantity)
     if arms.baseline is None:
         return subject
-    return f"{subject} {_RELATION[arms.compare]} the {describe(arms.baseline.quantity)}"
+    baseline = describe(arms.baseline.quantity)
+    if subject == baseline:  # one model, read in two ways
+        subject = f"{subject} in {arms.subject.quantity.evaluation}"
+        baseline = f"{baseline} in {arms.baseline.quantity.evaluation}"
+    return f"{subject} {_RELATION[arms.compare]} the {baseline}"
 
 
 _RELATION = {"difference": "minus", "ratio": "divided by"}
