@@ -25,7 +25,7 @@ from report_sample import (
 
 from ropewalk.evaluate import intervals
 from ropewalk.evaluate.reach import effective_length
-from ropewalk.report.compare import Arms, Sampling, estimated
+from ropewalk.report.compare import Arms, Region, Sampling, compare, estimated
 from ropewalk.report.quantities import Measured, Missing, Results, Seen, describe, extract
 from ropewalk.report.spec import Quantity
 
@@ -378,6 +378,23 @@ def test_shares_of_right_and_wrong_have_the_wilson_interval() -> None:
     estimate = interval(one(TASKS, cells(vt__512=[1.0] * 12), "score", "vt/512"))
     assert estimate.low == pytest.approx(1 / (1 + 1.959963984540054**2 / 12), rel=1e-9)
     assert estimate.high == 1.0
+
+
+def test_one_model_read_in_two_ways_is_told_apart() -> None:
+    """Guards against a sentence that subtracts a number from itself."""
+    by_name = {
+        (f"pi/{name}", "pi/a"): result("a", RETRIEVAL, {0: retrieval(rates)})
+        for name, rates in (("plain", [0.2, 0.2]), ("string", [1.0, 1.0]))
+    }
+    results = Results(study="pi", by_name=by_name)
+    string, plain = (
+        extract(Quantity(evaluation=name, run="pi/a", value="score"), results)
+        for name in ("string", "plain")
+    )
+    arms = Arms(subject=string, baseline=plain, compare="difference")  # type: ignore[arg-type]
+    found = compare(arms, Region(low=0.1), Sampling(draws=100, seed=0))
+    assert found.of == "score of pi/a by string minus the score of pi/a by plain"
+    assert found.standing == "satisfied"
 
 
 def test_samples_pair_by_their_number() -> None:
