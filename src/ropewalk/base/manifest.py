@@ -65,17 +65,18 @@ class Manifest:
 
 
 def recipe_id(stage: str, spec: Any, inputs: Mapping[str, Manifest]) -> str:
-    """Return H(stage, spec slice, recipe ids of the inputs, what inventories and tokenizers hold).
+    """Return H(stage, spec slice, recipe ids of the inputs, what some of the inputs hold).
 
-    These two bring in files that no recipe describes: an inventory is its content, a tokenizer is
-    its files (what else its manifest says, such as the version of an engine, changes no token).
+    Some bring in what no recipe describes: an inventory is its content, a calibration is what was
+    measured, a tokenizer is its files (what else its manifest says, such as the version of an
+    engine, changes no token).
     """
     parents = {name: [m.recipe, _held(m)] for name, m in inputs.items()}
     return digest({"stage": stage, "spec": plain(spec, identity=True), "inputs": parents})
 
 
 def _held(manifest: Manifest) -> str:
-    if manifest.stage == "inventory":
+    if manifest.stage in ("inventory", "calibrate"):
         return manifest.content
     if manifest.stage == "tokenizer":
         return digest([[file.path, file.sha256] for file in manifest.files])

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from ropewalk.data.spec import GatherJob, InventoryJob, PackJob, TokenizeJob, TokenizerJob
 from ropewalk.evaluate.spec import CheckJob, EvaluateJob, check_module, protocol_module
 from ropewalk.report.spec import JudgeJob, ReportJob
-from ropewalk.train.spec import TrainJob
+from ropewalk.train.spec import CalibrateJob, TrainJob
 
 Family = Literal["data", "train", "evaluate", "report"]
 ResourceClass = Literal["cpu_small", "cpu_large", "accelerator"]
@@ -97,6 +97,16 @@ STAGES: dict[str, Stage] = {
             folder="data/windows/{windows}/{length}",
             libraries=("numpy", "pyarrow"),
             summary="Cut training windows of one length from tokens, as an index.",
+        ),
+        Stage(
+            name="calibrate",
+            entry="ropewalk.train.calibrate",
+            spec=CalibrateJob,
+            family="train",
+            resource_class="accelerator",
+            folder="{name}/calibrations/{study}/{calibration}",
+            libraries=("numpy", "torch", "transformers"),
+            summary="Measure seconds and memory of a model's training steps, once.",
         ),
         Stage(
             name="train",

@@ -7,7 +7,6 @@ passes of 1 sequence train the same model.
 
 import contextlib
 import dataclasses
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -19,23 +18,19 @@ import torch
 from ropewalk.base.canonical import plain
 from ropewalk.base.stage import StageError
 from ropewalk.model import numerics
-from ropewalk.model.flops import attended_pairs, model_flops_per_token, step_flops
-from ropewalk.model.forward import Objective, inputs, loss_sum
+from ropewalk.model.flops import model_flops_per_token, step_flops
+from ropewalk.model.forward import Objective
 from ropewalk.model.rotary import set_rope
 from ropewalk.train import checkpoint
 from ropewalk.train.checkpoint import Checkpoints, Progress
 from ropewalk.train.machine import Machine, memory_bytes
 from ropewalk.train.metrics import Metrics, MetricsLog
-from ropewalk.train.optimizer import (
-    LossScale,
-    gradient_norm,
-    scale_gradients,
-    set_learning_rate,
-)
+from ropewalk.train.optimizer import LossScale
 from ropewalk.train.rows import Rows
 from ropewalk.train.saving import Saving
 from ropewalk.train.schedule import share
 from ropewalk.train.spec import Optimizer, Run, Schedule
+from ropewalk.train.step import gradients, update
 from ropewalk.train.stop import StopRequest
 from ropewalk.train.timetable import Stretch, forward_rows
 from ropewalk.train.world import World
@@ -109,16 +104,6 @@ def train(training: Training, progress: Progress) -> Progress:
     return progress
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Gradients:
-    """What one step computed; the gradients themselves lie at the parameters, unclipped."""
-
-    loss: float  # mean over all targets of the step, nats
-    norm: float  # L2, over all processes
-    pairs: int  # (query, key) pairs attended to
-    wished: list[float]  # what the processes want to happen after the step, summed
-
-
 def _step(
     training: Training,
     stretch: Stretch,
@@ -134,17 +119,25 @@ def _step(
     step = progress.step
     fp16 = training.run.numerics.precision == "fp16"
     factor = progress.scale.factor if fp16 else 1.0
-    found = _gradients(training, stretch, batches, step, factor, wanted)
+    found = gradients(
+        training.objective,
+        batches.rows(step - stretch.first, (world.rank, world.size)),
+        forward_rows(stretch, training.run.hardware),
+        world,
+        factor,
+        wanted,
+    )
+    if found.targets == 0:
+        raise StageError(
+            f"step {step} has no targets: every segment of its windows is one token or a prompt"
+        )
 
     lr = spec.lr * share(training.schedule, step, training.steps)
     # Too large a factor: the update is left out, unless there is no factor left to blame.
     overflow = fp16 and factor > 1 and math.isfinite(found.loss) and not math.isfinite(found.norm)
     if not overflow:
         _refuse_non_finite(found.loss, found.norm, step, saved_step, training.work)
-        if spec.clip_norm is not None and found.norm > spec.clip_norm:
-            scale_gradients(training.objective.parameters(), spec.clip_norm / found.norm)
-        set_learning_rate(training.optimizer, lr)
-        training.optimizer.step()
+        update(training.objective, training.optimizer, spec.clip_norm, found.norm, lr)
     training.optimizer.zero_grad(set_to_none=True)
 
     scale = progress.scale.after(finite=not overflow) if fp16 else LossScale()
@@ -172,46 +165,6 @@ def _step(
             )
         )
     return after, found.wished
-
-
-def _gradients(
-    training: Training,
-    stretch: Stretch,
-    batches: Batches,
-    step: int,
-    factor: float,
-    wanted: tuple[float, ...],
-) -> _Gradients:
-    """Compute the gradients of a step, pass by pass; `factor` scales the loss on the way."""
-    world = training.world
-    read = batches.rows(step - stretch.first, (world.rank, world.size))
-    passes = [
-        inputs(
-            read.input_ids[rows],
-            read.boundaries[rows],
-            read.position_ids if len(read.position_ids) == 1 else read.position_ids[rows],
-            world.device,
-            None if read.targets is None else read.targets[rows],
-        )
-        for rows in forward_rows(stretch, training.run.hardware)
-    ]
-    # One exchange: the targets of the step, and what any process wants to happen after it.
-    targets, *wished = world.sum(sum(p.targets for p in passes), *wanted)
-    if targets == 0:
-        raise StageError(
-            f"step {step} has no targets: every segment of its windows is one token or a prompt"
-        )
-    total = torch.zeros((), device=world.device)
-    for rows in passes:
-        loss, _ = loss_sum(training.objective, rows)
-        (loss * (factor / targets)).backward()  # sharded gradients are added up over processes
-        total += loss.detach()
-    parameters = list(training.objective.parameters())
-    scale_gradients(parameters, 1 / factor)
-    norm = float(gradient_norm(parameters))
-    pairs = attended_pairs(itertools.chain.from_iterable(p.segments.rows for p in passes))
-    loss_total, pairs_total = world.sum(float(total), pairs)
-    return _Gradients(loss=loss_total / targets, norm=norm, pairs=int(pairs_total), wished=wished)
 
 
 def _refuse_non_finite(loss: float, norm: float, step: int, saved: int, work: Path) -> None:

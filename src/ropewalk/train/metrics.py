@@ -166,6 +166,23 @@ def curve(entries: list[dict[str, Any]], points: int = 200) -> list[list[float]]
     return [[entry["step"], entry["loss"]] for entry in entries]
 
 
+def switches(entries: list[dict[str, Any]], steps: int = 20) -> list[dict[str, Any]]:
+    """Return the losses around the beginning of every phase but the first, nats per token.
+
+    `step` is the number of steps done before it; `before` and `after` hold the losses of up to
+    `steps` steps on either side, within the two phases that meet there.
+    """
+    found = []
+    for place in range(1, len(entries)):
+        old, new = entries[place - 1]["phase"], entries[place]["phase"]
+        if old == new:
+            continue
+        before = [e["loss"] for e in entries[max(0, place - steps) : place] if e["phase"] == old]
+        after = [e["loss"] for e in entries[place : place + steps] if e["phase"] == new]
+        found.append({"phase": new, "step": place, "before": before, "after": after})
+    return found
+
+
 def _write_header(
     file: Path, after_step: int, machine: Machine | None, model_flops_per_token: Sequence[int]
 ) -> None:

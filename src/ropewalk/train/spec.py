@@ -1,6 +1,7 @@
 """What the training room can be asked for."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Literal
 
 from ropewalk.base.canonical import EXECUTION
@@ -52,19 +53,36 @@ Weights = ScratchWeights | RunWeights | PublishedWeights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class SecondsLike:
+    """A budget of time: a share of the seconds that another run takes, by calibrations.
+
+    Calibrations say what a step of either run costs, so the budget becomes a number of steps before
+    the first one is done; nothing is timed while it trains.
+    """
+
+    run: str  # `study/run`; its own phases are given in steps or tokens
+    share: float
+
+    def __post_init__(self) -> None:
+        if self.share <= 0:
+            raise ValueError(f"share {self.share} must be above 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Phase:
     """A stretch of one run with one length, one set of windows, one rope, one position method."""
 
     windows: str  # name of a windows definition
     length_tokens: int
-    steps: int | None = None  # exactly one of steps and tokens
+    steps: int | None = None  # exactly one of steps, tokens and seconds_like
     tokens: int | None = None
+    seconds_like: SecondsLike | None = None
     rope: Rope = PlainRope()
     positions: Positions = NaturalPositions()
 
     def __post_init__(self) -> None:
-        if (self.steps is None) == (self.tokens is None):
-            raise ValueError("exactly one of steps and tokens must be given")
+        if [self.steps, self.tokens, self.seconds_like].count(None) != 2:
+            raise ValueError("exactly one of steps, tokens and seconds_like must be given")
         if self.length_tokens < 2:
             raise ValueError(f"length_tokens {self.length_tokens} is below 2")
         frequencies = self.rope.frequencies if isinstance(self.rope, LogScaledRope) else self.rope
@@ -87,9 +105,12 @@ class Phase:
     @property
     def context_tokens(self) -> int:
         """Return the window that the phase's positions reach."""
-        if isinstance(self.positions, NaturalPositions):
-            return self.length_tokens
-        return self.positions.target_tokens
+        return context_of(self.positions, self.length_tokens)
+
+
+def context_of(positions: Positions, length_tokens: int) -> int:
+    """Return the window that positions of rows of a length reach, in tokens."""
+    return length_tokens if isinstance(positions, NaturalPositions) else positions.target_tokens
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,6 +173,7 @@ class Run:
     optimizer: Optimizer | None = None
     schedule: Schedule | None = None
     numerics: Numerics = Numerics()
+    calibration: str | None = None  # `study/calibration` that knows the seconds of its steps
     snapshot_steps: tuple[int, ...] = ()  # steps after which weights are kept, beside the final
     seed: int = 0  # order of the data
     hardware: Hardware = dataclasses.field(default=Hardware(), metadata=EXECUTION)
@@ -174,9 +196,85 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Timed:
+    """Steps whose seconds a calibration knows: a phase of a run that a budget is taken from."""
+
+    calibration: str  # `study/calibration`
+    length_tokens: int
+    context_tokens: int
+    sequences: int
+    steps: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainJob:
     """Stage `train`: one run."""
 
     run: Run
+    timed: Mapping[str, tuple[Timed, ...]] | None = None
+    # the runs that `seconds_like` names, phase by phase
     folder: str | None = dataclasses.field(default=None, metadata=EXECUTION)
     # where the `location` of published weights lies
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shape:
+    """The rows of an optimizer step that a calibration measures."""
+
+    length_tokens: int
+    sequences: int | None = None  # exactly one of the two
+    tokens: int | None = None
+    positions: Positions = NaturalPositions()  # PoSE: its content is not read, tokens are random
+
+    def __post_init__(self) -> None:
+        if (self.sequences is None) == (self.tokens is None):
+            raise ValueError("exactly one of sequences and tokens must be given")
+        if self.length_tokens < 2 or self.rows < 1 or (self.tokens or 0) % self.length_tokens:
+            raise ValueError(
+                f"{self.rows} rows of length_tokens {self.length_tokens}: the length must be at "
+                "least 2, and tokens a multiple of it"
+            )
+        if self.context_tokens < self.length_tokens:
+            raise ValueError(
+                f"positions.target_tokens {self.context_tokens} is below length_tokens "
+                f"{self.length_tokens}: every token needs a position of its own"
+            )
+
+    @property
+    def rows(self) -> int:
+        """Return the sequences of a step."""
+        if self.sequences is not None:
+            return self.sequences
+        return (self.tokens or 0) // self.length_tokens
+
+    @property
+    def context_tokens(self) -> int:
+        """Return the window that the positions reach."""
+        return context_of(self.positions, self.length_tokens)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CalibrateJob:
+    """Stage `calibrate`: seconds and memory of training steps of one model, on one device.
+
+    The device is part of what this is, unlike in a run: a time is the time of a machine. Learning
+    rates, seeds and corpora are no part of it, they cost no time.
+    """
+
+    architecture: Architecture
+    numerics: Numerics
+    shapes: Mapping[str, Shape]  # by label
+    rounds: int = 5  # of which each measures every shape in turn
+    steps: int = 3  # of a shape in a round, of which the median counts
+    memory_gigabytes: float | None = None  # what tokens are to fit into; 1 GB is 1e9 bytes
+    device: str = "cpu"
+    sequences_per_forward: int | None = None
+    recompute_activations: bool = False
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.shapes:
+            raise ValueError("shapes is empty: name at least one label with its rows")
+        for name in ("rounds", "steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} must be at least 1")

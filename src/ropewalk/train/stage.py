@@ -1,5 +1,6 @@
 """Stage `train`: one run, from the newest checkpoint to `final/` and its snapshots."""
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -23,10 +24,12 @@ from ropewalk.train.attempt import (
     attempt,
     work_folder,
 )
+from ropewalk.train.budget import with_steps
 from ropewalk.train.lease import held
 from ropewalk.train.origin import folder_of
 from ropewalk.train.spec import TrainJob
 from ropewalk.train.stop import StoppedEarlyError, StopRequest
+from ropewalk.train.timetable import timetable
 from ropewalk.train.world import alone
 
 ACROSS_CODE = "ROPEWALK_RESUME_ACROSS_CODE"
@@ -41,6 +44,7 @@ def work(job: Job) -> tuple[Iterable[Path], Mapping[str, Any]]:
         StageError: for settings this machine cannot do, a second writer, a bad loss, or a run that
             makes no progress.
     """
+    job = _with_steps(job)
     spec: TrainJob = job.spec
     run = spec.run
     weights = folder_of(job)
@@ -64,6 +68,17 @@ def work(job: Job) -> tuple[Iterable[Path], Mapping[str, Any]]:
             raise StoppedEarlyError(outcome.step, outcome.steps)
         checkpoint.prune(given.work / "checkpoints", keep=1, newest=outcome.step)
         return _artifact(job, outcome)
+
+
+def _with_steps(job: Job) -> Job:
+    """Return the job with budgets of time as steps, by the calibrations among its inputs."""
+    spec: TrainJob = job.spec
+    calibrations = {
+        name: read_json(manifest.path("result.json"))
+        for name, manifest in job.many("calibration").items()
+    }
+    run = with_steps(spec.run, spec.timed or {}, calibrations)
+    return dataclasses.replace(job, spec=dataclasses.replace(spec, run=run))
 
 
 def _no_step(work: Path, outcome: Outcome, request: StopRequest) -> str:
@@ -191,7 +206,17 @@ def _artifact(job: Job, outcome: Outcome) -> tuple[list[Path], dict[str, Any]]:
         "tokens": outcome.tokens,
         "parameters": outcome.parameters,
         "snapshots": snapshots,
+        "phases": [
+            {
+                "length_tokens": stretch.phase.length_tokens,
+                "context_tokens": stretch.phase.context_tokens,
+                "sequences": stretch.sequences,
+                "steps": stretch.steps,
+            }
+            for stretch in timetable(spec.run)
+        ],
         "loss_curve": metrics.curve(entries),
+        "switches": metrics.switches(entries),
         # Only where somebody let other code go on: else the code is no fact of the run.
         **({"code_by_step": codes} if len(codes) > 1 else {}),
     }

@@ -28,12 +28,18 @@ def timetable(run: Run) -> tuple[Stretch, ...]:
     number of tokens in every phase.
 
     Raises:
-        StageError: for a phase shorter than one step, or a snapshot after the end.
+        StageError: for a phase shorter than one step or whose budget is time that no calibration
+            has made steps of yet (`budget.with_steps`), or a snapshot after the end.
     """
     found: list[Stretch] = []
     first = 0
     for index, phase in enumerate(run.phases):
-        sequences = _sequences(run.batch, phase)
+        if phase.seconds_like is not None:
+            raise StageError(
+                f"phases[{index}].seconds_like: steps follow from calibrations only; by hand give "
+                "steps or tokens"
+            )
+        sequences = sequences_of(run.batch, phase)
         per_step = sequences * phase.length_tokens
         steps = phase.steps if phase.steps is not None else (phase.tokens or 0) // per_step
         if steps < 1:
@@ -50,7 +56,12 @@ def timetable(run: Run) -> tuple[Stretch, ...]:
     return tuple(found)
 
 
-def _sequences(batch: Batch | None, phase: Phase) -> int:
+def sequences_of(batch: Batch | None, phase: Phase) -> int:
+    """Return the sequences of one optimizer step of a phase, over all processes.
+
+    Raises:
+        StageError: for a run without a batch.
+    """
     if batch is None:
         raise StageError("batch: missing; a run with phases needs it")
     if batch.sequences is not None:
