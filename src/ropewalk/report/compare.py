@@ -13,6 +13,8 @@ from typing import Literal
 import numpy as np
 
 from ropewalk.evaluate import intervals
+from ropewalk.report import measurements
+from ropewalk.report.measurements import PerRound, PerStep
 from ropewalk.report.quantities import (
     PERPLEXITIES,
     Measured,
@@ -133,6 +135,12 @@ def estimated(arms: Arms, sampling: Sampling) -> Estimate:
         )
     if isinstance(subject.sample, PerUnit) and isinstance(baseline.sample, PerUnit):
         return _paired(arms, subject.sample, baseline.sample, sampling)
+    if (
+        isinstance(subject.sample, PerRound)
+        and isinstance(baseline.sample, PerRound)
+        and subject.sample.calibration == baseline.sample.calibration
+    ):
+        return _within_rounds(arms, subject.sample, baseline.sample)
     if type(subject.sample) is type(baseline.sample):
         return _from_ends(arms, _single(subject, sampling), _single(baseline, sampling))
     raise ValueError(
@@ -143,13 +151,19 @@ def estimated(arms: Arms, sampling: Sampling) -> Estimate:
 
 def _single(measured: Measured, sampling: Sampling) -> Estimate:
     value, sample = measured.quantity.value, measured.sample
-    if isinstance(sample, PerTrial):
+    if isinstance(sample, PerRound):
+        ends, method = measurements.spread(sample.numbers, LEVEL)
+    elif isinstance(sample, PerStep):
+        ends, method = measurements.rise(
+            sample, seed=sampling.seed, draws=sampling.draws, level=LEVEL
+        )
+    elif isinstance(sample, PerTrial):
         ends, method = _copied(sample, sampling)
     elif isinstance(sample, PerDistance):
         ends, method = _retrieved(value, sample, sampling)
     else:
         ends, method = _of_units(value, sample, sampling)
-    if value == "reach_share" and not isinstance(sample, PerUnit):
+    if value == "reach_share" and isinstance(sample, PerDistance | PerTrial):
         longest = sample.distances[-1]
         ends = intervals.Interval(low=ends.low / longest, high=ends.high / longest)
     return Estimate(number=measured.number, low=ends.low, high=ends.high, method=method, unit=value)
@@ -226,6 +240,21 @@ def _paired(arms: Arms, subject: PerUnit, baseline: PerUnit, by: Sampling) -> Es
         high=ends.high,
         method=f"{method}, {by.draws:,} draws",
         unit=unit,
+    )
+
+
+def _within_rounds(arms: Arms, subject: PerRound, baseline: PerRound) -> Estimate:
+    """Return a difference or ratio with its spread over the rounds of a calibration."""
+    by_ratio = arms.compare == "ratio"
+    a, b = subject.numbers, baseline.numbers
+    each = np.divide(a, b) if by_ratio else np.subtract(a, b)
+    ends, method = measurements.spread(each, LEVEL)
+    return Estimate(
+        number=float(np.median(each)),
+        low=ends.low,
+        high=ends.high,
+        method=method,
+        unit="ratio" if by_ratio else arms.subject.quantity.value,
     )
 
 

@@ -9,12 +9,12 @@ from ropewalk.base.canonical import leaves, plain
 from ropewalk.base.files import read_json, write_json
 from ropewalk.base.manifest import Manifest
 from ropewalk.base.stage import Job, StageError
-from ropewalk.report import accounts, curves, series
+from ropewalk.report import accounts, curves, measurements, series
 from ropewalk.report.compare import LEVEL, Comparison, Sampling
 from ropewalk.report.conventions import convention
 from ropewalk.report.quantities import Measured, Missing, Results, describe
 from ropewalk.report.spec import Claim, JudgeJob
-from ropewalk.report.verdict import DECIDED, Evidence, Verdict, judge_claim
+from ropewalk.report.verdict import DECIDED, Evidence, Verdict, judge_claim, quantities
 from ropewalk.report.wording import listed
 
 JUDGED = "judged.json"
@@ -31,6 +31,7 @@ class Material:
     checks: Mapping[str, Manifest]
     check_results: Mapping[str, Json]
     runs: Mapping[str, Manifest]
+    calibrations: Mapping[str, Manifest] = dataclasses.field(default_factory=dict)
 
 
 def work(job: Job) -> tuple[Iterable[Path], Mapping[str, Any]]:
@@ -61,15 +62,22 @@ def read_material(job: Job) -> Material:
             )
         evaluations[evaluation, run] = manifest
     checks = job.many("check")
+    runs, calibrations = job.many("run"), job.many("calibration")
     return Material(
         evaluations=evaluations,
         results=Results(
             study=job.spec.study,
             by_name={key: _result(manifest) for key, manifest in evaluations.items()},
+            calibrations={name: _result(manifest) for name, manifest in calibrations.items()},
+            trainings={
+                name: {**manifest.result, "calibration": manifest.spec["run"].get("calibration")}
+                for name, manifest in runs.items()
+            },
         ),
         checks=checks,
         check_results={name: _result(manifest) for name, manifest in checks.items()},
-        runs=job.many("run"),
+        runs=runs,
+        calibrations=calibrations,
     )
 
 
@@ -146,7 +154,19 @@ def judge(spec: JudgeJob, material: Material) -> Json:
                 name: {"recipe": manifest.recipe, "content": manifest.content}
                 for name, manifest in sorted(material.checks.items())
             },
-            "protocols": _protocols(material.results),
+            "calibrations": {
+                name: {
+                    "recipe": manifest.recipe,
+                    "content": manifest.content,
+                    **material.results.calibrations[name],
+                }
+                for name, manifest in sorted(material.calibrations.items())
+            },
+            "protocols": _protocols(material.results)
+            | {
+                name: measurements.sentence(result)
+                for name, result in sorted(material.results.calibrations.items())
+            },
             "inconsistencies": list(spec.inconsistencies),
             "deviations": list(spec.deviations),
             "unstated": list(spec.unstated),
@@ -191,6 +211,8 @@ def _claim(claim: Claim, verdict: Verdict, material: Material, promised: bool) -
             "evaluations": [f"{evaluation}:{run}" for evaluation, run in keys],
             "checks": list(verdict.checks),
         },
+        "measurement": any(m.quantity.measurement for m in verdict.measured)
+        or any(q.measurement for c in claim.requires for q in quantities(c)),
         "promised": promised,
         "kept": not promised or verdict.outcome in DECIDED,
     }

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ropewalk.report.spec import Quantity
+from ropewalk.report import measurements
+from ropewalk.report.measurements import PerRound, PerStep
+from ropewalk.report.spec import OF_TRAINING, Quantity
 
 PERPLEXITIES = ("perplexity", "word_perplexity", "byte_perplexity")
 LOSS_VALUES = ("nll", *PERPLEXITIES, "accuracy")
@@ -64,7 +66,7 @@ class Measured:
 
     quantity: Quantity
     number: float  # in nats, perplexity, tokens, or a share, as the quantity's value says
-    sample: PerUnit | PerDistance | PerTrial
+    sample: PerUnit | PerDistance | PerTrial | PerRound | PerStep
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,9 +84,20 @@ class Results:
 
     study: str
     by_name: Mapping[tuple[str, str], Mapping[str, Any]]
+    calibrations: Mapping[str, Json] = dataclasses.field(default_factory=dict)
+    # by `study/calibration`
+    trainings: Mapping[str, Json] = dataclasses.field(default_factory=dict)
+    # by `study/run`: facts of its manifest, and `calibration`
 
     def key(self, quantity: Quantity) -> tuple[str, str]:
-        """Return the key a quantity asks for; a bare evaluation name is the study's own."""
+        """Return the key a quantity asks for; a bare evaluation name is the study's own.
+
+        Of a calibration it is its name and no run, of a training no evaluation and its run.
+        """
+        if quantity.calibration:
+            return f"{self.study}/{quantity.calibration}", ""
+        if quantity.value in OF_TRAINING:
+            return "", run_name(quantity)
         name = quantity.evaluation
         evaluation = name if "/" in name else f"{self.study}/{name}"
         return evaluation, run_name(quantity)
@@ -107,6 +120,8 @@ def run_name(quantity: Quantity) -> str:
 def extract(quantity: Quantity, results: Results) -> Measured | Missing:
     """Return the number a quantity asks for, or why there is none."""
     evaluation, run = results.key(quantity)
+    if quantity.calibration or quantity.value in OF_TRAINING:
+        return _beside(quantity, evaluation, run, results)
     result = results.by_name.get((evaluation, run))
     if result is None:
         return Missing(quantity=quantity, reason=_why_not_run(evaluation, run, results))
@@ -141,13 +156,38 @@ def describe(quantity: Quantity) -> str:
         "reach": "reach",
         "reach_share": "share of the longest tested distance reached",
         "score": "score",
+        "seconds_per_step": "seconds of a step",
+        "tokens_per_second": "speed",
+        "peak_gigabytes": "peak memory of a step",
+        "tokens_that_fit": "number of tokens that fit",
+        "run_seconds": "seconds of all steps",
+        "loss_rise": "rise of the training loss",
     }
+    if quantity.calibration:
+        return f"{names[quantity.value]} at {quantity.context} ({quantity.calibration})"
+    if quantity.value == "loss_rise":
+        return f"rise of the training loss of {run_name(quantity)} at phase {quantity.context}"
     where = f" {'on' if quantity.value == 'score' else 'at'} {quantity.context}"
     where = where if quantity.context else ""
     when = {"final": "", "first": " before any step"}.get(
         quantity.snapshot, f" after {quantity.snapshot} steps"
     )
     return f"{names[quantity.value]} of {run_name(quantity)}{where}{when}"
+
+
+def _beside(quantity: Quantity, name: str, run: str, results: Results) -> Measured | Missing:
+    """Return a number that no evaluation gives."""
+    try:
+        sample: PerRound | PerStep
+        if quantity.calibration:
+            sample = measurements.of_calibration(quantity, name, results.calibrations)
+        else:
+            sample = measurements.of_training(
+                quantity, run, results.trainings, results.calibrations
+            )
+    except LookupError as error:
+        return Missing(quantity=quantity, reason=str(error.args[0]))
+    return Measured(quantity=quantity, number=measurements.number(sample), sample=sample)
 
 
 def _step(snapshot: str, result: Mapping[str, Any]) -> str:

@@ -58,7 +58,7 @@ def table(spec: Table, cells: Mapping[str, Quantity], results: Results, sampling
     return {
         "title": spec.title,
         "location": spec.location,
-        "evaluation": _full(spec.evaluation, results.study),
+        "evaluation": _full(spec.evaluation or spec.calibration, results.study),
         "value": spec.value,
         "by": spec.by,
         "columns": list(spec.columns),

@@ -24,20 +24,52 @@ Measure = Literal[
     "reach",  # tokens
     "reach_share",  # of the longest distance that could be tested
     "score",  # mean over the samples of a cell
+    # Of a calibration: measurements of the machine it ran on.
+    "seconds_per_step",
+    "tokens_per_second",
+    "peak_gigabytes",  # most that tensors take during a step; 1 GB is 1e9 bytes
+    "tokens_that_fit",  # into the memory that the calibration names, in proportion
+    # Of a training itself.
+    "run_seconds",  # of all its steps, by its calibration: a measurement too
+    "loss_rise",  # mean training loss after the beginning of a phase less that before it
 ]
+
+COSTS = ("seconds_per_step", "tokens_per_second", "peak_gigabytes", "tokens_that_fit")
+OF_TRAINING = ("run_seconds", "loss_rise")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Quantity:
-    """One measured number: a value of an evaluation of a run."""
+    """One measured number: of an evaluation of a run, of a calibration, or of a training."""
 
-    evaluation: str
+    evaluation: str = ""  # at most one of the two; none for values of a training itself
+    calibration: str = ""
     run: str | Mapping[str, str] = dataclasses.field(default_factory=dict)
     # A run by name (`study/run`), or by axis values; axes not named take the study's main values.
     snapshot: str = "final"  # `final`, `first` (before any step), or a step number
     context: str | None = None
     # label of the context, for losses; name of the preset, for conventions; of the cell, for scores
+    # Label of the shape, for a calibration; number of the phase that begins, for a loss rise.
     value: Measure = "nll"
+
+    def __post_init__(self) -> None:
+        given = (bool(self.evaluation), bool(self.calibration))
+        wanted = (self.value not in (*COSTS, *OF_TRAINING), self.value in COSTS)
+        if given != wanted:
+            source = "a calibration" if wanted[1] else "an evaluation" if wanted[0] else "neither"
+            raise ValueError(
+                f"value {self.value!r} is of {source}"
+                + (
+                    "; name one, and one only"
+                    if any(wanted)
+                    else " an evaluation nor a calibration"
+                )
+            )
+
+    @property
+    def measurement(self) -> bool:
+        """Return whether this is of the machine it was measured on, and of no other."""
+        return self.value in (*COSTS, "run_seconds")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -132,12 +164,17 @@ class Table:
 
     title: str
     location: str
-    evaluation: str
+    evaluation: str = ""  # exactly one of the two
+    calibration: str = ""
     value: Measure
     columns: tuple[str, ...]  # labels of contexts or cells, or snapshots where `by` is snapshot
     by: Literal["context", "snapshot"] = "context"
     context: str | None = None  # for tables by snapshot
     rows: tuple[Row, ...]
+
+    def __post_init__(self) -> None:
+        if bool(self.evaluation) == bool(self.calibration):
+            raise ValueError("exactly one of evaluation and calibration must be given")
 
 
 # What the stages are given.

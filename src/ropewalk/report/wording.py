@@ -12,6 +12,12 @@ UNITS = {
     "reach": "tokens",
     "reach_share": "",
     "score": "",
+    "seconds_per_step": "s",
+    "tokens_per_second": "tokens per second",
+    "peak_gigabytes": "GB",
+    "tokens_that_fit": "tokens",
+    "run_seconds": "s",
+    "loss_rise": "nat per token",
     "flops": "FLOP",
     "ratio": "",
     "number": "",
@@ -25,9 +31,9 @@ def figure(value: float, unit: Unit) -> str:
         return str(value)
     if unit == "flops":
         text = f"{value:.2e}"
-    elif unit == "reach" or (value == int(value) and 10 <= abs(value) < 1e15):
+    elif unit in ("reach", "tokens_that_fit") or (value == int(value) and 10 <= abs(value) < 1e15):
         text = f"{value:,.0f}"
-    elif unit in ("nll", "accuracy", "reach_share", "score") or (
+    elif unit in ("nll", "loss_rise", "accuracy", "reach_share", "score") or (
         unit == "ratio" and abs(value) < 10
     ):
         text = f"{value:.3f}"

@@ -1,16 +1,18 @@
 """From a study's claims and tables to the judge's job: which of our runs each cell means."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any, Literal
 
 from ropewalk.base.spec import suggestion
 from ropewalk.report.spec import (
+    OF_TRAINING,
     Claim,
     Exact,
     JudgeJob,
     Ordering,
     Quantity,
+    Table,
     Threshold,
     Trend,
     Value,
@@ -82,16 +84,26 @@ def judge_job(
         name: _resolve(study, name, claim, measured, problems)
         for name, claim in file.claims.items()
     }
+    for name in set(file.calibrations) & set(file.evaluations):
+        problems.add(
+            f"{study.name}: {name!r} is both a calibration and an evaluation; rename one of them"
+        )
     cells: dict[str, dict[str, Quantity]] = {}
     for name, table in file.tables.items():
         cells[name] = {}
-        _known_evaluation(study, table.evaluation, f"tables.{name}.evaluation", problems)
+        if table.calibration:
+            _known_calibration(study, table.calibration, f"tables.{name}.calibration", problems)
+        else:
+            _known_evaluation(study, table.evaluation, f"tables.{name}.evaluation", problems)
         for r, row in enumerate(table.rows):
             if len(row.cells) != len(table.columns):
                 problems.add(
                     f"{study.name}: tables.{name}.rows.{r}: {len(row.cells)} cells for "
                     f"{len(table.columns)} columns"
                 )
+            if table.calibration:
+                cells[name] |= _costs(study, table, r)
+                continue
             run = counterpart(study, row.run)
             if run is None or run not in measured.get(table.evaluation, []):
                 continue
@@ -146,6 +158,18 @@ def _resolve(
     missing: list[str] = []
 
     def resolved(quantity: Quantity) -> Quantity:
+        if quantity.calibration:
+            _known_calibration(study, quantity.calibration, f"{where}.rule", problems)
+            shapes = _shapes(study, quantity.calibration)
+            if quantity.context not in shapes:
+                missing.append(f"shape {quantity.context} in {quantity.calibration}")
+            return quantity
+        if quantity.value in OF_TRAINING:
+            trained = run_of(study, quantity.run)
+            if trained is None or not any(trained in runs for runs in measured.values()):
+                missing.append(f"run {quantity.run or dict(study.file.main)}")
+                return quantity
+            return dataclasses.replace(quantity, run=trained)
         _known_evaluation(study, quantity.evaluation, f"{where}.rule", problems)
         run = run_of(study, quantity.run)
         if run is None or run not in measured.get(quantity.evaluation, []):
@@ -178,6 +202,28 @@ def _resolve(
         note = f"this scale has no {missing[0]}" + (f". {claim.note}" if claim.note else "")
         return dataclasses.replace(claim, rule=None, outcome=NOT_TESTED, note=note)
     return dataclasses.replace(claim, rule=rule, requires=requires)
+
+
+def _shapes(study: Study, calibration: str) -> Container[str | None]:
+    found = study.file.calibrations.get(calibration)
+    return found.shapes if found else ()
+
+
+def _costs(study: Study, table: Table, row: int) -> dict[str, Quantity]:
+    """Return our numbers beside a row of a table of costs: a column is the label of a shape."""
+    return {
+        f"{row},{column}": Quantity(calibration=table.calibration, context=label, value=table.value)
+        for column, label in enumerate(table.columns)
+        if label in _shapes(study, table.calibration)
+    }
+
+
+def _known_calibration(study: Study, name: str, where: str, problems: Problems) -> None:
+    known = study.file.calibrations
+    if name not in known:
+        problems.add(
+            f"{study.name}: {where}: there is no calibration {name!r}; {suggestion(name, known)}"
+        )
 
 
 def _known_evaluation(study: Study, name: str, where: str, problems: Problems) -> None:

@@ -130,7 +130,7 @@ def _resolve(
         tree = {key: value for key, value in tree.items() if key not in failed}
         file = decode(StudyFile, unwrap(tree))
     layers: dict[str, str] = {}
-    for kind in (*DEFINITIONS, "checks", "claims", "tables"):
+    for kind in (*DEFINITIONS, "calibrations", "checks", "claims", "tables"):
         for part, value in getattr(file, kind).items():
             _record_layers(f"{kind}.{part}", tree[kind][part], plain(value), layers)
     _record_layers("decides", tree.get("decides", {}), list(file.decides), layers)

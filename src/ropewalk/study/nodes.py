@@ -27,12 +27,13 @@ from ropewalk.evaluate.spec import EvaluateJob, Evaluation
 from ropewalk.report.spec import Accepted, JudgeJob, ReportJob
 from ropewalk.study.combinations import check_run, check_twins
 from ropewalk.study.config import Config
-from ropewalk.study.judging import judge_job
+from ropewalk.study.judging import judge_job, run_of
 from ropewalk.study.load import DEFINITIONS, SHARED, Problems, apply
 from ropewalk.study.provenance import class_of, inherited_layers
 from ropewalk.study.registry import folder
 from ropewalk.study.schema import Model, RunSettings, Study
-from ropewalk.train.spec import PublishedWeights, Run, RunWeights, TrainJob
+from ropewalk.study.timing import budgets, calibrate_job
+from ropewalk.train.spec import CalibrateJob, PublishedWeights, Run, RunWeights, TrainJob
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
@@ -230,6 +231,8 @@ class Builder:
             for f in dataclasses.fields(settings)
             if f.name not in ("model", "start")
         }
+        if settings.calibration is not None and "/" not in settings.calibration:
+            common["calibration"] = f"{name.partition('/')[0]}/{settings.calibration}"
         if settings.start is not None:
             base = self.resolved(settings.start, f"{where}.start")
             if base is None:
@@ -276,9 +279,44 @@ class Builder:
             )
             inputs[f"windows:{phase.windows}:{phase.length_tokens}"] = path
             inputs |= tokens
+        timed, calibrations = budgets(run, place, self.resolved, self._calibrate_job, self.problems)
+        for calibration in calibrations:
+            inputs[f"calibration:{calibration}"] = self.calibrate(calibration, place)
         location = run.weights.location if isinstance(run.weights, PublishedWeights) else None
-        job = TrainJob(run=run, folder=self._location(location, place))
+        job = TrainJob(run=run, timed=timed or None, folder=self._location(location, place))
         return self._add("train", job, inputs, name=self.config.run_name, study=study, run=short)
+
+    def _calibrate_job(self, name: str, where: str) -> CalibrateJob | None:
+        """Return what a calibration, `study/calibration`, measures."""
+        study, _, short = name.partition("/")
+        known = {f"{s.name}/{c}" for s in self.studies.values() for c in s.file.calibrations}
+        if name not in known:
+            self.problems.add(f"{where}: no calibration {name!r}; {suggestion(name, known)}")
+            return None
+        found = self.studies[study].file.calibrations[short]
+        place = f"{study}: calibrations.{short}.run"
+        chosen = run_of(self.studies[study], found.run)
+        if chosen is None:
+            self.problems.add(f"{place}: {found.run!r} is no run of this scale")
+            return None
+        run = self.resolved(chosen, place)
+        if run is None:
+            return None
+        try:
+            return calibrate_job(found, run)
+        except ValueError as error:
+            self.problems.add(f"{place}: {error}")
+            return None
+
+    def calibrate(self, name: str, where: str) -> str | None:
+        """Plan a calibration, `study/calibration`."""
+        job = self._calibrate_job(name, where)
+        if job is None:
+            return None
+        study, _, short = name.partition("/")
+        return self._add(
+            "calibrate", job, {}, name=self.config.run_name, study=study, calibration=short
+        )
 
     # Evaluations, checks, claims, report
 
@@ -384,6 +422,9 @@ class Builder:
             inputs[f"check:{check}"] = self._add(
                 "check", job, {}, name=self.config.run_name, study=study.name, check=check
             )
+        for calibration in study.file.calibrations:
+            key = f"calibration:{study.name}/{calibration}"
+            inputs[key] = self.calibrate(f"{study.name}/{calibration}", study.name)
         runs = {run for names in measured.values() for run in names}
         provenance = {run: self.provenance(run) for run in sorted(runs)}
         spec: JudgeJob = judge_job(study, self.config.scale, measured, provenance, self.problems)

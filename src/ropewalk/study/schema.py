@@ -8,7 +8,7 @@ from ropewalk.data.spec import Corpus, Source, Tokenizer, Windows
 from ropewalk.evaluate.spec import CheckJob, Evaluation
 from ropewalk.model.spec import Architecture, Numerics
 from ropewalk.report.spec import Claim, Table
-from ropewalk.train.spec import Batch, Hardware, Optimizer, Phase, Schedule, Weights
+from ropewalk.train.spec import Batch, Hardware, Optimizer, Phase, Schedule, Shape, Weights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,6 +50,7 @@ class RunSettings:
     optimizer: Optimizer | None = None
     schedule: Schedule | None = None
     numerics: Numerics = Numerics()
+    calibration: str | None = None  # name of a calibration, `study/...` for another study's
     snapshot_steps: tuple[int, ...] = ()
     seed: int = 0
     hardware: Hardware = Hardware()
@@ -57,6 +58,17 @@ class RunSettings:
     def __post_init__(self) -> None:
         if (self.model is None) == (self.start is None):
             raise ValueError("exactly one of model and start must be given")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Seconds and memory of training steps, measured with a run's model, numerics and hardware."""
+
+    run: str | Mapping[str, str]  # `study/run`, an alias, or axis values beside the main ones
+    shapes: Mapping[str, Shape]  # by label
+    rounds: int = 5  # of which each measures every shape in turn
+    steps: int = 3  # of a shape in a round, of which the median counts
+    memory_gigabytes: float | None = None  # what tokens are to fit into
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,6 +104,7 @@ class StudyFile(Definitions):
     snapshots: Mapping[str, str] = dataclasses.field(default_factory=dict)
     # a step of the paper's table -> the step that stands beside it; empty: none does
     runs: Mapping[str, Family] = dataclasses.field(default_factory=dict)
+    calibrations: Mapping[str, Calibration] = dataclasses.field(default_factory=dict)
     evaluations: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     checks: Mapping[str, CheckJob] = dataclasses.field(default_factory=dict)
     claims: Mapping[str, Claim] = dataclasses.field(default_factory=dict)
@@ -119,6 +132,7 @@ class Study:
 
 
 __all__ = [
+    "Calibration",
     "Definitions",
     "EvaluationOverride",
     "Family",

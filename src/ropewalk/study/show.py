@@ -11,7 +11,16 @@ from ropewalk.study.plan import Plan
 from ropewalk.study.provenance import CLASSES, class_of, class_of_definition, inherited_layers
 from ropewalk.study.schema import Study
 
-SECTIONS = ("runs", "evaluations", "data", "checks", "claims", "tables", "decides")
+SECTIONS = (
+    "runs",
+    "calibrations",
+    "evaluations",
+    "data",
+    "checks",
+    "claims",
+    "tables",
+    "decides",
+)
 DATA_STAGES = ("inventory", "tokenizer", "tokenize", "pack")
 FIRST_PART = part_name(0)  # stands for all parts of a corpus: they differ in their number only
 
@@ -22,8 +31,8 @@ def resolved(plan: Plan, study: str) -> dict[str, Any]:
     `runs.<run>` is a run as it is trained. `evaluations.<name>` is an evaluation as it is defined,
     `evaluations.<name>.runs.<study/run>` as it applies to one run, overrides included.
     `data.<stage>.<name>` is what the stages of the data room are given, without the folders of this
-    machine. `checks`, `claims` and `decides` are as the study states them; `tables` lack their
-    printed cells, which are the paper's.
+    machine. `calibrations`, `checks`, `claims` and `decides` are as the study states them; `tables`
+    lack their printed cells, which are the paper's.
 
     Raises:
         SpecError: if there is no such study.
@@ -39,6 +48,7 @@ def resolved(plan: Plan, study: str) -> dict[str, Any]:
             stage: {name: plain(n.spec, identity=True) for name, n in nodes[stage].items()}
             for stage in nodes
         },
+        "calibrations": plain(found.file.calibrations),
         "checks": plain(found.file.checks),
         "claims": plain(found.file.claims),
         "tables": {

@@ -126,15 +126,13 @@ def timed(
 ) -> dict[str, list[float]]:
     """Return for each shape the median seconds of `count` steps, once per round.
 
-    The first step of a shape in a round warms up and does not count; before all rounds every shape
-    is done once.
+    Before all rounds every shape is done once, which warms up and does not count.
     """
     found: dict[str, list[float]] = {label: [] for label in steps}
     for step in steps.values():
         step()
     for _ in range(rounds):
         for label, step in steps.items():
-            step()
             found[label].append(statistics.median(_seconds(step, device) for _ in range(count)))
     return found
 
