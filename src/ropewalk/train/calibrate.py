@@ -27,10 +27,9 @@ from ropewalk.model.weights import Scratch
 from ropewalk.train.machine import machine
 from ropewalk.train.memory import GIGABYTE, peak_bytes
 from ropewalk.train.optimizer import adamw
-from ropewalk.train.rows import Rows
 from ropewalk.train.sharding import objective
 from ropewalk.train.spec import CalibrateJob, Hardware, Optimizer, Shape
-from ropewalk.train.step import gradients, update
+from ropewalk.train.step import Rows, gradients, update
 from ropewalk.train.world import World, alone
 
 Json = dict[str, Any]
@@ -73,8 +72,7 @@ def measured(spec: CalibrateJob, world: World) -> Json:
 
     def step_of(index: int, shape: Shape) -> Step:
         rows = random_rows(shape, spec.architecture.vocabulary_size, index)
-        size = min(spec.sequences_per_forward or shape.rows, shape.rows)
-        parts = [slice(i, min(i + size, shape.rows)) for i in range(0, shape.rows, size)]
+        parts = passes(shape.rows, spec.sequences_per_forward)
 
         def step() -> None:
             found = gradients(model, rows, parts, world)
@@ -106,6 +104,12 @@ def measured(spec: CalibrateJob, world: World) -> Json:
             for label, shape in spec.shapes.items()
         },
     }
+
+
+def passes(rows: int, at_once: int | None) -> list[slice]:
+    """Return the rows of each forward pass of a step, as `timetable.forward_rows` cuts them."""
+    size = min(at_once or rows, rows)
+    return [slice(i, min(i + size, rows)) for i in range(0, rows, size)]
 
 
 def random_rows(shape: Shape, vocabulary_size: int, index: int) -> Rows:

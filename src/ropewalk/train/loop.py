@@ -26,11 +26,10 @@ from ropewalk.train.checkpoint import Checkpoints, Progress
 from ropewalk.train.machine import Machine, memory_bytes
 from ropewalk.train.metrics import Metrics, MetricsLog
 from ropewalk.train.optimizer import LossScale
-from ropewalk.train.rows import Rows
 from ropewalk.train.saving import Saving
 from ropewalk.train.schedule import share
 from ropewalk.train.spec import Optimizer, Run, Schedule
-from ropewalk.train.step import gradients, update
+from ropewalk.train.step import Rows, gradients, update
 from ropewalk.train.stop import StopRequest
 from ropewalk.train.timetable import Stretch, forward_rows
 from ropewalk.train.world import World

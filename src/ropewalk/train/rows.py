@@ -7,7 +7,6 @@ Dimensions: B rows, T tokens of a row.
 """
 
 import dataclasses
-from collections.abc import Sequence
 from typing import TypeGuard
 
 import numpy as np
@@ -18,16 +17,7 @@ from ropewalk.data.loader import Batch, Loader
 from ropewalk.data.windows import Windows
 from ropewalk.model.positions import placed, position_ids
 from ropewalk.model.spec import PosePositions, Positions
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Rows:
-    """Rows to train on."""
-
-    input_ids: np.ndarray  # int64 [B, T]
-    boundaries: Sequence[tuple[int, ...]]  # of attention, as loaded: a jump of positions is none
-    position_ids: np.ndarray  # int64 [B, T]; [1, T] where all rows have the same
-    targets: np.ndarray | None  # bool [B, T]: tokens that are trained on; None: all
+from ropewalk.train.step import Rows
 
 
 def rows(positions: Positions, batch: Batch, windows: Windows, *, seed: int, phase: int) -> Rows:

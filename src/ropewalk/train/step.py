@@ -1,19 +1,31 @@
 """What every optimizer step computes: gradients pass by pass, then the update.
 
 The training loop does it with the data of a run, a calibration with random tokens and a clock.
+
+Dimensions: B rows, T tokens of a row.
 """
 
 import dataclasses
 import itertools
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from ropewalk.model.flops import attended_pairs
 from ropewalk.model.forward import Objective, inputs, loss_sum
 from ropewalk.train.optimizer import gradient_norm, scale_gradients, set_learning_rate
-from ropewalk.train.rows import Rows
 from ropewalk.train.world import World
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Rows to train on."""
+
+    input_ids: np.ndarray  # int64 [B, T]
+    boundaries: Sequence[tuple[int, ...]]  # of attention, as loaded: a jump of positions is none
+    position_ids: np.ndarray  # int64 [B, T]; [1, T] where all rows have the same
+    targets: np.ndarray | None  # bool [B, T]: tokens that are trained on; None: all
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
