@@ -6,6 +6,7 @@
 #   results/data/tokens/{corpus}/{tokenizer}/parts/{part}        tokens of a part, in Arrow shards
 #   results/data/tokens/{corpus}/{tokenizer}                     the parts together
 #   results/data/windows/{windows}/{length}                      training windows, as an index
+#   results/<name>/calibrations/{study}/{calibration}            seconds and memory of steps
 #   results/<name>/runs/{study}/{run}                            weights, snapshots, metrics
 #   results/<name>/evaluations/{study}/{evaluation}/{run_study}/{run}
 #   results/<name>/checks/{study}/{check}                        exact checks of theory

@@ -94,6 +94,7 @@ tables:
 decides: [better]
 provenance:
   { "runs.*": paper, "evaluations.*": paper, "*.seed": assumed, "corpora.test.split": paper,
+    "calibrations.*": assumed,
     "checks.*": paper, "claims.*": paper, "tables.*": paper, "decides": assumed }
 """
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from study_samples import DEMO, SHARED, plan, write
+from study_samples import DEMO, SHARED, changed, plan, write
 
 from ropewalk.base.canonical import leaves
 from ropewalk.base.spec import SpecError
@@ -58,7 +58,9 @@ def test_an_unknown_study_is_one_message(
 
 def test_every_leaf_has_a_class_and_the_last_pattern_wins(tmp_path: Path) -> None:
     """Guards against settings of nobody, and against a pattern that hides a later one."""
-    shown = resolved(plan(write(tmp_path)), "demo")
+    rows = {"rows": {"length_tokens": 32, "sequences": 4}}
+    cost = {("calibrations", "cost"): {"run": "demo/pi-2x", "shapes": rows}}
+    shown = resolved(plan(write(tmp_path, demo=changed(DEMO, cost))), "demo")
     body = {section: shown[section] for section in SECTIONS if shown[section]}
     assert set(body) == set(SECTIONS)
     assert set(shown["provenance"]) == {path for path, _ in leaves(body)}

@@ -65,6 +65,7 @@ class Estimate:
     high: float
     method: str  # of the interval
     unit: Unit
+    level: float = LEVEL  # another one where a measurement has too few rounds for it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,8 +83,9 @@ class Comparison:
         """Return the comparison as one sentence with its numbers."""
         e = self.estimate
         number = with_unit(e.number, e.unit) if math.isfinite(e.number) else "undefined"
+        ends = span(e.low, e.high, e.unit)
         return (
-            f"The {self.of} is {number} ({percent(LEVEL)} interval {span(e.low, e.high, e.unit)}); "
+            f"The {self.of} is {number} ({percent(e.level)} interval {ends}); "
             f"the claim needs {self.needs}."
         )
 
@@ -151,8 +153,9 @@ def estimated(arms: Arms, sampling: Sampling) -> Estimate:
 
 def _single(measured: Measured, sampling: Sampling) -> Estimate:
     value, sample = measured.quantity.value, measured.sample
+    level = LEVEL
     if isinstance(sample, PerRound):
-        ends, method = measurements.spread(sample.numbers, LEVEL)
+        ends, method, level = measurements.spread(sample.numbers, LEVEL)
     elif isinstance(sample, PerStep):
         ends, method = measurements.rise(
             sample, seed=sampling.seed, draws=sampling.draws, level=LEVEL
@@ -166,7 +169,14 @@ def _single(measured: Measured, sampling: Sampling) -> Estimate:
     if value == "reach_share" and isinstance(sample, PerDistance | PerTrial):
         longest = sample.distances[-1]
         ends = intervals.Interval(low=ends.low / longest, high=ends.high / longest)
-    return Estimate(number=measured.number, low=ends.low, high=ends.high, method=method, unit=value)
+    return Estimate(
+        number=measured.number,
+        low=ends.low,
+        high=ends.high,
+        method=method,
+        unit=value,
+        level=level,
+    )
 
 
 def _of_units(value: Unit, sample: PerUnit, by: Sampling) -> tuple[intervals.Interval, str]:
@@ -248,13 +258,14 @@ def _within_rounds(arms: Arms, subject: PerRound, baseline: PerRound) -> Estimat
     by_ratio = arms.compare == "ratio"
     a, b = subject.numbers, baseline.numbers
     each = np.divide(a, b) if by_ratio else np.subtract(a, b)
-    ends, method = measurements.spread(each, LEVEL)
+    ends, method, level = measurements.spread(each, LEVEL)
     return Estimate(
         number=float(np.median(each)),
         low=ends.low,
         high=ends.high,
         method=method,
         unit="ratio" if by_ratio else arms.subject.quantity.value,
+        level=level,
     )
 
 

@@ -110,8 +110,8 @@ def number(sample: PerRound | PerStep) -> float:
     return float(sample.after.mean() - sample.before.mean())
 
 
-def spread(numbers: npt.NDArray[np.float64], level: float) -> tuple[intervals.Interval, str]:
-    """Return an interval of the median of repeated measurements, and its name.
+def spread(numbers: npt.NDArray[np.float64], level: float) -> tuple[intervals.Interval, str, float]:
+    """Return an interval of the median of repeated measurements, its name and what it covers.
 
     Its ends are two of the numbers, as far inside as a share of `level` allows whatever their
     distribution (the binomial interval of a median); the extremes where there are too few.
@@ -119,7 +119,7 @@ def spread(numbers: npt.NDArray[np.float64], level: float) -> tuple[intervals.In
     ordered, size = np.sort(numbers), len(numbers)
     if size == 1:
         ends = intervals.Interval(low=float(ordered[0]), high=float(ordered[0]))
-        return ends, "the same in every round"
+        return ends, "the same in every round, a measurement", level
     rank, outside = 0, 1 / 2**size
     while rank + 1 < size // 2:
         beyond = outside + math.comb(size, rank + 1) / 2**size
@@ -127,8 +127,8 @@ def spread(numbers: npt.NDArray[np.float64], level: float) -> tuple[intervals.In
             break
         rank, outside = rank + 1, beyond
     ends = intervals.Interval(low=float(ordered[rank]), high=float(ordered[size - 1 - rank]))
-    share = f"{100 * (1 - 2 * outside):.0f} %"
-    return ends, f"spread of the median over {count(size, 'round')} ({share}), a measurement"
+    method = f"spread of the median over {count(size, 'round')}, a measurement"
+    return ends, method, round(1 - 2 * outside, 2)
 
 
 def rise(sample: PerStep, *, seed: int, draws: int, level: float) -> tuple[intervals.Interval, str]:
