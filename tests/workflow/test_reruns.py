@@ -13,6 +13,7 @@ import pytest
 from .project import Project
 
 PAPER = "papers/position_interpolation.yaml"
+TIMED = "papers/growlength.yaml"
 EVERYTHING_TRAINED = {"train", "evaluate", "judge", "report"}
 
 
@@ -125,8 +126,33 @@ TABLE: list[tuple[str, Edit, set[str], str]] = [
         "code of the model",
         lambda p: p.edit("src/ropewalk/model/rope.py", "import numpy as np\n",
             "import numpy as np\n\nNEW = 1\n"),
-        EVERYTHING_TRAINED,
+        {"calibrate", *EVERYTHING_TRAINED},
         "ropewalk/model/rope.py@",
+    ),
+    (
+        "code of a training step",
+        lambda p: p.edit("src/ropewalk/train/step.py", "import torch\n",
+            "import torch\n\nNEW = 1\n"),
+        {"calibrate", *EVERYTHING_TRAINED},
+        "ropewalk/train/step.py@",
+    ),
+    (
+        "code of the metrics, which costs a step nothing",
+        lambda p: p.edit("src/ropewalk/train/metrics.py", "import os\n", "import os\n\nNEW = 1\n"),
+        EVERYTHING_TRAINED,
+        "ropewalk/train/metrics.py@",
+    ),
+    (
+        "the learning rate of runs with a calibration",
+        lambda p: p.edit(TIMED, "optimizer: { lr: 3.0e-3 }", "optimizer: { lr: 2.0e-3 }"),
+        EVERYTHING_TRAINED,
+        "spec.run.optimizer.lr=0.002",
+    ),
+    (
+        "the rounds of a calibration",
+        lambda p: p.edit(TIMED, "rounds: 3", "rounds: 4"),
+        {"calibrate", *EVERYTHING_TRAINED},
+        "spec.rounds=4",
     ),
     (
         "code of the evaluation",
@@ -192,11 +218,38 @@ def test_one_run_leaves_the_others_alone(project: Project) -> None:
     assert all("direct" in wildcards for wildcards in touched)
 
 
+def test_a_new_measurement_trains_only_what_takes_its_time_from_it(project: Project) -> None:
+    """A run whose steps are written down must not wait for a stopwatch, nor be trained again."""
+    project.edit(TIMED, "rounds: 3", "rounds: 4")
+    jobs, _ = project.planned()
+    assert {w for rule, w in jobs if rule == "train"} == {"study=growlength, run=tiny-grow-seconds"}
+
+
+def test_a_calibration_that_stands_is_not_measured_again(copied: Project) -> None:
+    """A lost manifest must not move the steps of every run of equal time."""
+    folder = "results/tiny/calibrations/growlength/main"
+    before, times = copied.manifest(folder), training_times(copied)
+    (copied.folder / folder / "manifest.json").unlink()
+    done = copied.snakemake()
+    text = done.stdout + done.stderr
+    assert "calibrate: unchanged inputs, spec and code" in text
+    assert copied.manifest(folder) == before
+    assert training_times(copied) == times
+    assert copied.planned()[0] == set()
+
+
 MEASURES = {  # code -> the evaluations or checks whose numbers it makes
-    "evaluate/scorer.py": {"perplexity", "retrieval", "conventions", "by_position", "copying"},
+    "evaluate/scorer.py": {
+        "perplexity",
+        "retrieval",
+        "conventions",
+        "by_position",
+        "copying",
+        "held_out",
+    },
     "evaluate/copying.py": {"copying"},
     "evaluate/recall_probe.py": {"retrieval"},
-    "evaluate/presets.py": {"perplexity", "conventions", "by_position"},
+    "evaluate/presets.py": {"perplexity", "conventions", "by_position", "held_out"},
     "evaluate/harness.py": set(),  # of a protocol that nothing here asks for
     "evaluate/check_pi.py": {"interpolation_bound", "extrapolation_bound", "random_fit"},
     "evaluate/check_string.py": {"frequency"},
