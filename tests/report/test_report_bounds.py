@@ -19,7 +19,8 @@ from ropewalk.model.spec import Architecture, BaseRope, LinearRope, LogScaledRop
 from ropewalk.report import bounds, curves, figures_theory
 from ropewalk.report.compare import Arms, Sampling, estimated
 from ropewalk.report.drawn import Look
-from ropewalk.report.quantities import Measured, Results, extract
+from ropewalk.report.quantities import Results, extract
+from ropewalk.report.samples import Measured
 from ropewalk.report.spec import Claim, Predicted, Quantity, Threshold, Trend
 from ropewalk.report.verdict import Evidence, Verdict, combine, judge_claim
 from ropewalk.report.wording import span

@@ -8,7 +8,8 @@ import pytest
 
 from ropewalk.report.compare import Arms, Region, Sampling, compare, estimated
 from ropewalk.report.measurements import spread
-from ropewalk.report.quantities import Measured, Missing, Results, extract
+from ropewalk.report.quantities import Results, extract
+from ropewalk.report.samples import Measured, Missing
 from ropewalk.report.spec import Claim, Ordering, Quantity, Threshold
 from ropewalk.report.verdict import Evidence, judge_claim
 

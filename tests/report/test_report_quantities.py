@@ -26,7 +26,8 @@ from report_sample import (
 from ropewalk.evaluate import intervals
 from ropewalk.evaluate.reach import effective_length
 from ropewalk.report.compare import Arms, Region, Sampling, compare, estimated
-from ropewalk.report.quantities import Measured, Missing, Results, Seen, describe, extract
+from ropewalk.report.quantities import Results, describe, extract
+from ropewalk.report.samples import Measured, Missing, Seen
 from ropewalk.report.spec import Quantity
 
 SNAPSHOTS = {

@@ -3,7 +3,8 @@
 from typing import Any
 
 from ropewalk.report.compare import Sampling
-from ropewalk.report.quantities import Measured, Results, extract
+from ropewalk.report.quantities import Results, extract
+from ropewalk.report.samples import Measured
 from ropewalk.report.series import final, number
 from ropewalk.report.spec import Quantity
 

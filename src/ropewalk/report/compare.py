@@ -16,17 +16,8 @@ from ropewalk.evaluate import intervals
 from ropewalk.report import bounds as bounds_of
 from ropewalk.report import measurements
 from ropewalk.report.measurements import PerRound, PerStep
-from ropewalk.report.quantities import (
-    PERPLEXITIES,
-    SHARES,
-    Between,
-    Measured,
-    PerDistance,
-    PerPosition,
-    PerTrial,
-    PerUnit,
-    describe,
-)
+from ropewalk.report.quantities import PERPLEXITIES, SHARES, describe
+from ropewalk.report.samples import Between, Measured, PerDistance, PerPosition, PerTrial, PerUnit
 from ropewalk.report.wording import Unit, bounds, count, percent, span, with_unit
 
 LEVEL = 0.95

@@ -11,7 +11,8 @@ import numpy as np
 
 from ropewalk.evaluate import intervals
 from ropewalk.report.compare import LEVEL, Sampling
-from ropewalk.report.quantities import Measured, PerPosition, Results, extract
+from ropewalk.report.quantities import Results, extract
+from ropewalk.report.samples import Measured, PerPosition
 from ropewalk.report.series import final, number
 from ropewalk.report.spec import Claim, Predicted, Quantity
 

@@ -14,7 +14,8 @@ from ropewalk.data import frequency
 from ropewalk.report import accounts, bounds, curves, measurements, series
 from ropewalk.report.compare import LEVEL, Comparison, Sampling
 from ropewalk.report.conventions import convention
-from ropewalk.report.quantities import Measured, Missing, Results, Seen, describe
+from ropewalk.report.quantities import Results, describe
+from ropewalk.report.samples import Measured, Missing, Seen
 from ropewalk.report.spec import Claim, JudgeJob
 from ropewalk.report.verdict import DECIDED, Evidence, Verdict, judge_claim, quantities
 from ropewalk.report.wording import listed

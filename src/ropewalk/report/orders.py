@@ -16,7 +16,8 @@ from ropewalk.report.compare import (
     bound_draws,
     standing,
 )
-from ropewalk.report.quantities import Measured, PerPosition, PerUnit, describe
+from ropewalk.report.quantities import describe
+from ropewalk.report.samples import Measured, PerPosition, PerUnit
 from ropewalk.report.wording import bounds as worded
 from ropewalk.report.wording import count
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ropewalk.report.compare import Arms, Sampling, estimated
-from ropewalk.report.quantities import Measured, Missing, Results, extract
+from ropewalk.report.quantities import Results, extract
+from ropewalk.report.samples import Measured, Missing
 from ropewalk.report.spec import Measure, Quantity, Table
 
 Json = dict[str, Any]

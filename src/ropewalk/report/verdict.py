@@ -21,7 +21,8 @@ from ropewalk.report.compare import (
     compare,
 )
 from ropewalk.report.orders import compare_order, compare_steps
-from ropewalk.report.quantities import Measured, Missing, Results, extract, run_name
+from ropewalk.report.quantities import Results, extract, run_name
+from ropewalk.report.samples import Measured, Missing
 from ropewalk.report.spec import (
     Claim,
     Exact,
