@@ -3,109 +3,50 @@
 import dataclasses
 import json
 import math
-import os
 import re
 import shlex
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 import torch.nn.functional as F
 import zstandard
+from evaluate_home import COUNT, Json, Place, run
 from tokenizers import Tokenizer, processors
-from train_home import TEXTS, WINDOW, Home, process, tokenise, tokenizer_of
+from train_home import TEXTS, WINDOW, process
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    GPT2Config,
-    GPT2LMHeadModel,
-    PreTrainedModel,
 )
 
+from ropewalk.base.canonical import plain
 from ropewalk.cli import main, parser
 from ropewalk.commands import evaluate_flags, evaluate_spec
 from ropewalk.evaluate import intervals, presets
 from ropewalk.evaluate.spec import Outcome
+from ropewalk.model import build, forward
+from ropewalk.model.spec import BaseRope, DynamicNtkRope, LogScaledRope, Rope, StringRope
 
-STRIDE, COUNT = 8, 8  # COUNT: of the texts
-Json = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """Checkpoints whose losses differ from token to token, and texts."""
-
-    llama: Path
-    gpt2: Path  # not of a family that ropewalk builds
-    jsonl: Path
-    tokens: Path
-
-
-def _sharpened(model: PreTrainedModel, folder: Path) -> Path:
-    """Save a model whose logits are far apart: losses all alike would hide a wrong span."""
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.ndim == 2:
-                weight.mul_(6 if "embed" in name or "wte" in name else 8)
-    model.save_pretrained(folder)
-    tokenizer_of(TEXTS).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Compute in one thread: the models are too small for more, and bits are those of a number."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def place(home: Home, tmp_path_factory: pytest.TempPathFactory) -> Place:
-    folder = tmp_path_factory.mktemp("place")
-    llama = _sharpened(AutoModelForCausalLM.from_pretrained(home.llama), folder / "llama")
-    shape = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": WINDOW, "vocab_size": 320}
-    torch.manual_seed(0)
-    gpt2 = _sharpened(GPT2LMHeadModel(GPT2Config(**shape)), folder / "gpt2")
-    jsonl = folder / "texts.jsonl"
-    jsonl.write_text("\n".join(json.dumps({"text": text}) for text in TEXTS[:COUNT]))
-    tokens = tokenise(folder, llama, TEXTS[:COUNT])
-    return Place(llama=llama, gpt2=gpt2, jsonl=jsonl, tokens=tokens)
-
-
-def run(out: Path, model: Path, *flags: str) -> Json:
-    assert main(["evaluate", "--model", str(model), *flags, "--out", str(out)]) == 0
-    return json.loads(out.read_text())
-
-
-def settled(result: Json) -> Json:
-    """Return a result without what is measured anew every time."""
-    return {key: value for key, value in result.items() if key != "measured"}
-
+STRIDE = 8
 
 Spans = Callable[[int], list[tuple[int, int, int]]]
 
 
 def losses_by_loop(
-    folder: Path, texts: Sequence[str], spans: Spans, bos: int
+    folder: Path, texts: Sequence[str], spans: Spans, bos: int, rope: Rope | None = None
 ) -> list[list[np.ndarray]]:
     """Return the losses of every span of every text, by transformers and nothing else.
 
     `spans(tokens)` gives (start, end, first scored) for a text of so many tokens; before every span
-    `bos` copies of BOS are read.
+    `bos` copies of BOS are read. With a rope it is our model that reads, which the tests of models
+    compare with other implementations.
     """
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    logits_of = _logits_of(folder, rope)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ids = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
     found: list[list[np.ndarray]] = [[] for _ in texts]
@@ -117,7 +58,7 @@ def losses_by_loop(
             [[tokenizer.bos_token_id] * bos + ids[i][start:end] for i, start, end, _ in alike]
         )
         with torch.no_grad():
-            logits = model(read).logits.double()
+            logits = logits_of(read).double()
         for row, own in zip(alike, logits, strict=True):
             i, start, end, first = row
             predicting = own[first - start + bos - 1 : end - start + bos - 1]
@@ -128,11 +69,20 @@ def losses_by_loop(
     return found
 
 
+def _logits_of(folder: Path, rope: Rope | None) -> Callable[[torch.Tensor], torch.Tensor]:
+    if rope is None:
+        theirs = AutoModelForCausalLM.from_pretrained(folder).eval()
+        return lambda ids: theirs(ids).logits
+    model = build.load(folder, rope)
+    return lambda ids: model.lm_head(forward.hidden(model, ids, None))
+
+
 def sums_by_loop(
-    folder: Path, texts: Sequence[str], spans: Spans, bos: int
+    folder: Path, texts: Sequence[str], spans: Spans, bos: int, rope: Rope | None = None
 ) -> tuple[list[float], list[int]]:
     """Return summed losses and scored tokens of each text, see `losses_by_loop`."""
-    found = [np.concatenate(windows) for windows in losses_by_loop(folder, texts, spans, bos)]
+    losses = losses_by_loop(folder, texts, spans, bos, rope)
+    found = [np.concatenate(windows) for windows in losses]
     return [float(own.sum()) for own in found], [len(own) for own in found]
 
 
@@ -339,29 +289,21 @@ def test_commands_a_rope_replaces_that_of_the_checkpoint(place: Place, tmp_path:
 @pytest.mark.parametrize(
     ("flags", "rope"),
     [
-        ("dynamic_ntk --factor 2", {"kind": "dynamic_ntk", "factor": 2.0}),
+        ("dynamic_ntk --factor 2", DynamicNtkRope(factor=2.0)),
+        ("string --shift 12 --string-window 4", StringRope(shift_tokens=12, window_tokens=4)),
         (
-            "string --shift 12 --string-window 4",
-            {
-                "kind": "string",
-                "shift_tokens": 12,
-                "window_tokens": 4,
-                "attention_factor": 1.0,
-                "variant": "exact",
-                "frequencies": {"kind": "plain"},
-            },
+            "log_scaled --base 5000",
+            LogScaledRope(window_tokens=WINDOW, frequencies=BaseRope(base=5000.0)),
         ),
-        ("log_scaled --base 5000", {"kind": "log_scaled", "window_tokens": WINDOW}),
     ],
 )
-def test_commands_ropes_of_inference(flags: str, rope: Json, place: Place, tmp_path: Path) -> None:
+def test_commands_ropes_of_inference(flags: str, rope: Rope, place: Place, tmp_path: Path) -> None:
     """Guards against methods that no training takes being out of reach of evaluation too."""
     line = f"--protocol pi_sliding --context 48 --stride 16 --data {place.jsonl} --documents 3"
-    plain = run(tmp_path / "plain.json", place.llama, *line.split())
     found = run(tmp_path / "r.json", place.llama, *line.split(), "--rope", *flags.split())
-    assert found["model"]["rope"].items() >= rope.items()
-    assert found["key"]["rope"] == found["model"]["rope"]
-    assert abs(found["nll"] - plain["nll"]) > 1e-3
+    assert found["key"]["rope"] == found["model"]["rope"] == plain(rope)
+    sums, counts = sums_by_loop(place.llama, TEXTS[:3], after_press(48, 16), bos=0, rope=rope)
+    assert_agrees(found["contexts"]["48"], sums, counts)
 
 
 def test_commands_a_protocol_can_be_given_whole(place: Place, tmp_path: Path) -> None:
@@ -574,126 +516,6 @@ def test_commands_what_a_tokenizer_adds_is_no_part_of_a_text(place: Place, tmp_p
         assert around["data"]["tokens"] == plain["data"]["tokens"] + COUNT  # the BOS of each
 
 
-def test_commands_the_same_line_again_measures_nothing(
-    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Guards against hours done twice, and against old numbers taken for new ones."""
-    out = tmp_path / "r.json"
-    flags = ["--protocol", "pi_sliding", "--stride", "4", "--data", str(place.jsonl)]
-    first = run(out, place.llama, *flags)
-    written = out.read_bytes()
-    capsys.readouterr()
-    assert run(out, place.llama, *flags, "--sequences-per-forward", "3") == first
-    assert f"{out} stands as it is" in capsys.readouterr().out
-    assert out.read_bytes() == written
-    assert list(tmp_path.iterdir()) == [out]
-
-    again = run(out, place.llama, *flags, "--again")
-    assert settled(again) == settled(first)
-    assert out.read_bytes() != written  # times differ
-
-    words = ["evaluate", "--model", str(place.llama), "--protocol", "pi_sliding"]
-    words += ["--data", str(place.jsonl), "--out", str(out)]
-    written = out.read_bytes()
-    assert main([*words, "--stride", "5"]) == 2
-    error = capsys.readouterr().err
-    assert "--stride 4 there, 5 here" in error
-    assert "or --again to replace it" in error
-    assert out.read_bytes() == written
-    assert list(tmp_path.iterdir()) == [out]
-    assert main([*words, "--stride", "5", "--again"]) == 0
-    assert json.loads(out.read_text())["stride_tokens"] == 5
-
-    shutil.copytree(place.gpt2, tmp_path / "weights")
-    shutil.copytree(place.llama, tmp_path / "config")
-    config = json.loads((tmp_path / "config" / "config.json").read_text())
-    (tmp_path / "config" / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
-    text = tmp_path / "data.jsonl"
-    text.write_text(place.jsonl.read_text().replace("walk", "path", 1))
-    for name, change in {
-        "weights": (2, tmp_path / "weights"),
-        "config": (2, tmp_path / "config"),
-        "data": (6, text),
-    }.items():
-        place_of, value = change
-        changed = [*words[:place_of], str(value), *words[place_of + 1 :]]
-        assert main([*changed, "--stride", "5"]) == 2
-        assert f"{name} " in capsys.readouterr().err
-
-    (tmp_path / "mine.json").write_text("{}")
-    words[-1] = str(tmp_path / "mine.json")
-    assert main([*words, "--stride", "5", "--again"]) == 2
-    assert "is no result of this command" in capsys.readouterr().err
-    assert (tmp_path / "mine.json").read_text() == "{}"
-
-
-def test_commands_a_dry_run_leaves_nothing(
-    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Guards against an estimate that costs what it estimates, or of another plan."""
-    out = tmp_path / "r.json"
-    flags = f"--protocol pi_sliding --context 16,{WINDOW} --stride 4 --data {place.jsonl}".split()
-    words = ["evaluate", "--model", str(place.llama), *flags, "--out", str(out)]
-    assert main([*words, "--dry-run"]) == 0
-    said = capsys.readouterr().out
-    assert list(tmp_path.iterdir()) == []
-    result = run(out, place.llama, *flags)
-    assert f"reads {result['cost']['tokens_read']} tokens" in said
-    assert f"scores {result['cost']['tokens_scored']}" in said
-    assert f"about {result['cost']['flops'] / 1e12:.3g} TFLOP" in said
-    assert f"contexts [16, {WINDOW}]" in said
-
-
-def test_commands_scores_are_kept_where_asked(place: Place, tmp_path: Path) -> None:
-    """Guards against the loss of every token thrown away that was to be looked at."""
-    out = tmp_path / "r.json"
-    flags = f"--protocol pi_sliding --context 16,{WINDOW} --stride 4 --data {place.jsonl}".split()
-    result = run(out, place.llama, *flags, "--keep")
-    with pa.memory_map(result["scores"]) as file:
-        table = pa.ipc.open_file(file).read_all()
-    labels = table["context"].to_numpy(zero_copy_only=False)
-    for label, found in result["contexts"].items():
-        nll = table["nll"].to_numpy().astype(np.float64)[labels == label]
-        assert len(nll) == found["tokens_scored"]
-        assert nll.sum() == pytest.approx(found["nll_sum"], rel=1e-12)
-    assert run(out, place.llama, *flags) == result
-    assert Path(result["scores"]).is_file()  # what was kept stays where the file names it
-
-
-def test_commands_a_killed_evaluation_goes_on(
-    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Guards against blocks scored twice, lost, or taken from before the kill and other numbers."""
-    contexts = ",".join(map(str, range(8, WINDOW + 1, 4)))  # a block each
-    (tmp_path / "long.jsonl").write_text(json.dumps({"text": " ".join(TEXTS[:COUNT])}))
-    flags = ["--protocol", "pi_sliding", "--context", contexts, "--stride", "4"]
-    flags += ["--data", str(tmp_path / "long.jsonl"), "--sequences-per-forward", "1"]
-    whole = run(tmp_path / "whole.json", place.llama, *flags)
-
-    out = tmp_path / "r.json"
-    blocks = tmp_path / "r.json.work" / "blocks"
-    words = ["evaluate", "--model", str(place.llama), *flags, "--out", str(out)]
-    victim = subprocess.Popen(
-        [sys.executable, "-m", "ropewalk.cli", *words],
-        stdout=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    while victim.poll() is None and len(list(blocks.glob("*.arrow"))) < 2:
-        time.sleep(0.01)
-    victim.send_signal(signal.SIGKILL)
-    assert victim.wait() == -signal.SIGKILL
-    assert not out.exists()
-    before = list(blocks.glob("*.arrow"))
-    assert 2 <= len(before) < len(whole["contexts"])
-
-    capsys.readouterr()
-    assert run(out, place.llama, *flags)["key"] == whole["key"]
-    scored = capsys.readouterr().out.count("of the tokens read")
-    assert scored == len(whole["contexts"]) - len(before)  # the others were read
-    assert settled(json.loads(out.read_text())) == settled(whole)
-    assert not blocks.parent.exists()
-
-
 @pytest.mark.parametrize("page", ["README.md", "docs/evaluation.md"])
 def test_commands_the_lines_of_the_documentation_are_evaluations(page: str) -> None:
     """Guards against a page whose lines name flags, presets or settings that are gone."""
@@ -722,214 +544,3 @@ def test_commands_every_preset_and_kind_stands_in_the_documentation() -> None:
         stride = preset.settings.get("stride_tokens")
         assert stride is None or f"| {stride:,} |" in row
         assert (preset.settings.get("text") == "stream") == ("one stream" in row)
-
-
-Change = Callable[[Place, Path], list[str]]
-PLAIN = "--protocol pi_sliding --stride 4"
-
-
-def _flags(text: str, data: bool = True) -> Change:
-    def words(place: Place, _: Path) -> list[str]:
-        more = ["--data", str(place.jsonl)] if data else []
-        return ["--model", str(place.llama), *text.split(), *more]
-
-    return words
-
-
-def _foreign(text: str) -> Change:
-    return lambda place, _: [
-        *("--model", str(place.gpt2), "--data", str(place.jsonl)),
-        *text.split(),
-    ]
-
-
-def _model(change: Callable[[Path], object]) -> Change:
-    def words(place: Place, folder: Path) -> list[str]:
-        shutil.copytree(place.llama, folder / "model")
-        change(folder / "model")
-        more = ["--data", str(place.jsonl), *PLAIN.split()]
-        return ["--model", str(folder / "model"), *more]
-
-    return words
-
-
-def _without(*names: str) -> Callable[[Path], object]:
-    return lambda model: [(model / name).unlink() for name in names]
-
-
-def _file(name: str, content: str) -> Change:
-    def words(place: Place, folder: Path) -> list[str]:
-        (folder / name).write_text(content)
-        data = ["--data", str(folder / name)]
-        return ["--model", str(place.llama), *PLAIN.split(), *data]
-
-    return words
-
-
-def _data(*paths: str) -> Change:
-    def words(place: Place, folder: Path) -> list[str]:
-        known = {"JSONL": place.jsonl, "TOKENS": place.tokens, "HERE": folder}
-        data = [word for p in paths for word in ("--data", str(known.get(p, p)))]
-        return ["--model", str(place.llama), *PLAIN.split(), *data]
-
-    return words
-
-
-def _other_tokens(place: Place, folder: Path) -> list[str]:
-    tokenizer_of([text[::-1] for text in TEXTS]).save_pretrained(folder / "other")
-    tokens = tokenise(folder, folder / "other", TEXTS[:3])
-    return ["--model", str(place.llama), *PLAIN.split(), "--data", str(tokens)]
-
-
-def _protocol(content: str) -> Change:
-    return lambda place, _: [
-        *("--model", str(place.llama), "--data", str(place.jsonl), "--protocol", content)
-    ]
-
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-REFUSALS: dict[str, tuple[Change, str]] = {
-    "nothing": (lambda *_: [], "--model and --protocol missing"),
-    "no protocol": (lambda place, _: ["--model", str(place.llama)], "--protocol missing"),
-    "no model": (
-        lambda place, _: ["--model", "nowhere", *PLAIN.split(), "--data", str(place.jsonl)],
-        "--model nowhere: no such folder; give a Hugging Face folder, or hub:NAME",
-    ),
-    "no config": (_model(_without("config.json")), "config.json does not exist"),
-    "no weights": (_model(_without("model.safetensors")), "only safetensors checkpoints are read"),
-    "no tokenizer": (
-        _model(_without(*TOKENIZER_FILES)),
-        "has no tokenizer.json and no .model file",
-    ),
-    "no tokenizer there": (
-        _flags(f"{PLAIN} --tokenizer nowhere"),
-        "--tokenizer: its tokenizer cannot be read: nowhere does not exist",
-    ),
-    "revision": (_flags(f"{PLAIN} --model-revision x"), "--model-revision is for --model hub:"),
-    "misspelled": (_flags("--protocol pi_slidin"), "did you mean 'pi_sliding'?"),
-    "unknown": (_flags("--protocol zzz"), "kinds: same_tokens, sliding_window, position_curve"),
-    "not JSON": (_protocol("{"), "--protocol: not valid JSON"),
-    "unknown kind": (_protocol('{"kind": "passke"}'), "did you mean 'passkey'?"),
-    "unknown key": (
-        _protocol('{"kind": "position_curve", "contexts": {"a": 8}, "stride": 3}'),
-        "--protocol.stride: unknown key",
-    ),
-    "whole and flag": (
-        lambda place, _: [
-            *("--model", str(place.llama), "--data", str(place.jsonl), "--stride", "4"),
-            *("--protocol", '{"kind": "position_curve", "contexts": {"a": 8}}'),
-        ],
-        "--stride and a whole protocol as JSON",
-    ),
-    "flag of another": (
-        _flags("--protocol position_curve --stride 4"),
-        "--stride is not for --protocol position_curve",
-    ),
-    "no stride": (_flags("--protocol conventions"), "--protocol conventions needs --stride"),
-    "no tasks": (_flags("--protocol tasks", data=False), "--protocol tasks needs --tasks"),
-    "no such task": (
-        _flags("--protocol tasks --tasks zzz --lengths 512", data=False),
-        "--tasks: there is no 'zzz'; there are passkey",
-    ),
-    "two contexts": (
-        _flags("--protocol passkey --context 64,128", data=False),
-        "--protocol passkey takes one",
-    ),
-    "own stride": (
-        _flags("--protocol pi_sliding"),
-        "(the preset's own --stride is 256: give --stride, or a longer --context)",
-    ),
-    "wide stride": (
-        _flags("--protocol pi_sliding --stride 40"),
-        "--stride 40 must lie between 1 and 31, what the shortest --context 32 can score",
-    ),
-    "stride of conventions": (_flags("--protocol conventions --stride 40"), "--stride 40 must"),
-    "stride of none": (
-        _flags("--protocol lm_eval_rolling --stride 4"),
-        "leave out --stride 4, it has its context",
-    ),
-    "many documents": (
-        _flags(f"{PLAIN} --documents 99"),
-        "--documents asks for 99 documents of at least 2 tokens, the corpus has 8",
-    ),
-    "long minimum": (_flags(f"{PLAIN} --minimum-tokens 9999"), "of at least 9999 tokens"),
-    "short passkey": (
-        _flags("--protocol passkey --context 64", data=False),
-        "--context 64 is too short",
-    ),
-    "no data": (_flags(PLAIN, data=False), "--data is missing: --protocol pi_sliding reads text"),
-    "data of none": (_flags("--protocol passkey"), "--data is not for --protocol passkey"),
-    "absent data": (_data("nowhere.jsonl"), "--data nowhere.jsonl: no such file"),
-    "data twice": (_data("JSONL", "JSONL"), "is given twice"),
-    "folder": (_data("HERE"), "no manifest.json there; give files of documents, or a folder"),
-    "tokens and text": (_data("TOKENS", "JSONL"), "a folder of tokens is read alone"),
-    "other tokens": (_other_tokens, "differ: "),
-    "empty data": (_file("t.jsonl", ""), "t.jsonl: the file is empty"),
-    "blank lines": (_file("t.jsonl", "\n\n"), "--data: no document is left (the files hold none)"),
-    "only empty": (_file("t.jsonl", '{"text": ""}'), "no document is left (1 empty)"),
-    "unknown ending": (_file("t.csv", "a"), "t.csv: a file that ends so is not read"),
-    "no text": (
-        _file("t.jsonl", '{"body": "a"}'),
-        "more than --damaged-limit = 0: missing_text in t.jsonl:0: no 'text' among 'body'",
-    ),
-    "no JSON": (_file("t.jsonl", "a rope"), "malformed_json in t.jsonl:0"),
-    "text flag of tokens": (
-        lambda place, _: [
-            *("--model", str(place.llama), *PLAIN.split(), "--data", str(place.tokens)),
-            *("--text-field", "body"),
-        ],
-        "--text-field is for files of documents",
-    ),
-    "no target": (_flags("--protocol summaries --prompt {text}"), "--target-field missing"),
-    "no prompt": (_flags("--protocol summaries"), "has no prompt"),
-    "rope of another": (
-        _foreign(f"{PLAIN} --rope linear --factor 2"),
-        "is read by transformers' own class, under its own rope only",
-    ),
-    "flash of another": (
-        _foreign(f"{PLAIN} --attention flash"),
-        "own class, with sdpa; leave it out",
-    ),
-    "learned positions": (_foreign("--protocol pi_sliding --context 64 --stride 4"), "after 32"),
-    "factor alone": (_flags(f"{PLAIN} --factor 4"), "--factor needs --rope"),
-    "no factor": (_flags(f"{PLAIN} --rope linear"), "--rope linear needs --factor"),
-    "no shift": (_flags(f"{PLAIN} --rope string"), "--rope string needs --shift"),
-    "shift of linear": (
-        _flags(f"{PLAIN} --rope linear --factor 2 --shift 3"),
-        "--shift is not for --rope linear",
-    ),
-    "base of dynamic": (
-        _flags(f"{PLAIN} --rope dynamic_ntk --base 3"),
-        "--base is not for --rope dynamic_ntk",
-    ),
-    "curve of dynamic": (
-        _flags("--protocol position_curve --rope dynamic_ntk"),
-        "depends on the length",
-    ),
-    "fp16": (_flags(f"{PLAIN} --precision fp16 --device cpu"), "--precision: 'fp16'"),
-    "sequences": (_flags(f"{PLAIN} --sequences-per-forward 0"), "must be at least 1"),
-}
-
-
-@pytest.mark.parametrize("case", REFUSALS)
-def test_commands_an_evaluation_that_cannot_be_is_refused_in_one_message(
-    case: str, place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Guards against a traceback, a number for another question, or leftovers of a refusal."""
-    words, message = REFUSALS[case]
-    made = words(place, tmp_path)
-    before = set(tmp_path.rglob("*"))
-    capsys.readouterr()
-    assert main(["evaluate", *made, "--out", str(tmp_path / "r.json")]) == 2
-    errors = capsys.readouterr().err
-    assert message in errors
-    assert errors.count("ropewalk: ") == 1
-    assert "Traceback" not in errors
-    assert set(tmp_path.rglob("*")) == before
-
-
-def test_commands_a_folder_is_no_file(place: Place, tmp_path: Path) -> None:
-    """Guards against a folder of results that is taken for a file."""
-    words = ["evaluate", "--model", str(place.llama), *PLAIN.split(), "--data", str(place.jsonl)]
-    assert main([*words, "--out", str(tmp_path)]) == 2
-    assert list(tmp_path.iterdir()) == []
