@@ -1,10 +1,12 @@
 """Runs of several seeds: one number and an interval that knows the noise of training."""
 
+import json
 import math
 
+import jsonschema
 import numpy as np
 import pytest
-from report_sample import LOSSES, RETRIEVAL, losses, q, result, retrieval
+from report_sample import LOSSES, PERPLEXITY, RETRIEVAL, build, losses, q, result, retrieval
 from scipy import stats
 
 from ropewalk.report.compare import Arms, Sampling, estimated
@@ -176,3 +178,25 @@ def test_shares_of_trials_are_pooled():
     assert estimate.low < student[0]
     assert estimate.high > student[1]
     assert [key[1] for key, _ in results.shown] == ["pi/a"]
+
+
+def test_a_page_says_how_often_runs_were_trained(tmp_path):
+    """Guards against means over seeds that a reader takes for one training, or the other way."""
+    report = build(tmp_path, replicas={"shared/base": ("pi/zero-shot",)})
+    whole = json.loads((report / "report.json").read_text())
+    jsonschema.validate(whole, json.loads((report / "report.schema.json").read_text()))
+    study = whole["studies"]["pi"]
+    assert study["seeds"] == 2
+    assert "Runs were trained with 2 seeds" in (report / "pi.html").read_text()
+    (measured, _) = study["claims"]["base-blows-up"]["measured"]
+    each = [
+        losses({"1x": PERPLEXITY[run][0][0], "2x": 30.0, "4x": PERPLEXITY[run][0][2]})
+        for run in ("shared/base", "pi/zero-shot")
+    ]
+    numbers = [found["contexts"]["4x"]["perplexity"] for found in each]
+    assert measured["number"] == pytest.approx(np.mean(numbers), rel=1e-12)
+    evidence = study["claims"]["base-blows-up"]["evidence"]["evaluations"]
+    assert evidence == ["pi/loss:shared/base", "pi/loss:pi/zero-shot"]
+    drawn = {series["run"] for series in study["figures"]["perplexity_by_context"]}
+    assert "shared/base" in drawn
+    assert "pi/zero-shot" not in drawn
