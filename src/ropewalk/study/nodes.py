@@ -29,7 +29,7 @@ from ropewalk.study.combinations import check_run, check_twins
 from ropewalk.study.config import Config
 from ropewalk.study.judging import judge_job, run_of, seen_by
 from ropewalk.study.load import DEFINITIONS, SHARED, Problems, apply
-from ropewalk.study.provenance import class_of, inherited_layers
+from ropewalk.study.provenance import class_of, definition_layers, inherited_layers
 from ropewalk.study.registry import folder
 from ropewalk.study.schema import Model, RunSettings, Study
 from ropewalk.study.timing import budgets, calibrate_job
@@ -62,6 +62,7 @@ class Builder:
         self.problems = Problems()
         self.definitions = {kind: self._merged(kind) for kind in DEFINITIONS}
         self._runs: dict[str, Run | None] = {}
+        self._written = definition_layers(studies)
         self._resolving: list[str] = []  # from the run asked for to the one looked at
 
     def _merged(self, kind: str) -> dict[str, Any]:
@@ -416,7 +417,8 @@ class Builder:
             return {}
         paths = (path for path, _ in leaves(plain(run, identity=True)))
         found = self.studies[study]
-        layers = {**found.layers, **inherited_layers(self.studies, study, short)}
+        inherited = inherited_layers(self.studies, self._written, study, short)
+        layers = {**found.layers, **inherited}
         return {p: class_of(found, f"runs.{short}.{p}", layers) for p in paths}
 
     def judge(self, study: Study) -> str:
