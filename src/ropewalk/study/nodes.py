@@ -62,7 +62,7 @@ class Builder:
         self.problems = Problems()
         self.definitions = {kind: self._merged(kind) for kind in DEFINITIONS}
         self._runs: dict[str, Run | None] = {}
-        self._written = definition_layers(studies)
+        self._definition_layers = definition_layers(studies)
         self._resolving: list[str] = []  # from the run asked for to the one looked at
 
     def _merged(self, kind: str) -> dict[str, Any]:
@@ -417,7 +417,7 @@ class Builder:
             return {}
         paths = (path for path, _ in leaves(plain(run, identity=True)))
         found = self.studies[study]
-        inherited = inherited_layers(self.studies, self._written, study, short)
+        inherited = inherited_layers(self.studies, self._definition_layers, study, short)
         layers = {**found.layers, **inherited}
         return {p: class_of(found, f"runs.{short}.{p}", layers) for p in paths}
 
