@@ -14,7 +14,7 @@ from resume_sample import LONG, assert_same, ledger, work_of
 from train_sample import RUN, changed, losses, process, start
 
 from ropewalk.base.stage import StageError
-from ropewalk.train import attempt, loop, segments
+from ropewalk.train import attempt, segments, step
 from ropewalk.train.stop import BUDGET, EXIT_CODE
 
 
@@ -71,8 +71,8 @@ def test_train_signal_during_the_first_step_keeps_the_step(
         os.kill(os.getpid(), signal.SIGUSR1)
         return original(*values)
 
-    original = loop.loss_sum
-    monkeypatch.setattr(loop, "loss_sum", signalled)
+    original = step.loss_sum
+    monkeypatch.setattr(step, "loss_sum", signalled)
     with pytest.raises(SystemExit, match="after step 2 of 6"):
         start(RUN, made, tmp_path)
     assert [p.name for p in work_of(tmp_path).glob("checkpoints/*")][-1:] == ["step-000002"]

@@ -43,6 +43,7 @@ def test_paper_scale_is_planned_without_data(fresh: Project) -> None:
         "pi-33B-4x-pile": 32,
         "pi-33B-8x-pile": 128,
         "pi-65B-4x-pile": 128,
+        "summaries": 128,
     }
 
 
@@ -79,7 +80,7 @@ BAD = [
         ["studies", "did you mean 'position_interpolation'"],
     ),
     ("papers/shared.yaml", "lr: 3.0e-3", "lr: 3e-3", ["papers/shared.yaml:", "lr", "3.0e-3"]),
-    ("papers/shared.yaml", "heads: 4\n", "heads: 3\n", ["128", "not divisible by heads 3"]),
+    ("papers/shared.yaml", " heads: 4\n", " heads: 3\n", ["128", "not divisible by heads 3"]),
     (
         "papers/position_interpolation.yaml",
         "{ kind: linear, factor: 4.0 }",

@@ -66,14 +66,17 @@ def reorder_keys(project: Project) -> None:
 
 
 def one_more_evaluation(project: Project) -> None:
-    with (project.folder / "overlay.yaml").open("a") as stream:
-        stream.write(
-            "    again:\n"
-            "      corpus: python-tiny-test\n"
-            "      runs: [original]\n"
-            "      protocol: { kind: same_tokens, contexts: { 1x: 64 }, scored_tokens: 16,"
-            " documents: 4 }\n"
-        )
+    project.edit(
+        "overlay.yaml",
+        "  evaluations:\n    perplexity:",
+        "  evaluations:\n"
+        "    again:\n"
+        "      corpus: python-tiny-test\n"
+        "      runs: [original]\n"
+        "      protocol: { kind: same_tokens, contexts: { 1x: 64 }, scored_tokens: 16,"
+        " documents: 4 }\n"
+        "    perplexity:",
+    )
 
 
 def edit_corpus_file(project: Project) -> None:
@@ -119,14 +122,14 @@ TABLE: list[tuple[str, Edit, set[str], str]] = [
         "code of the packing",
         lambda p: p.edit("src/ropewalk/data/packing.py", "import numpy as np\n",
             "import numpy as np\n\nNEW = 1\n"),
-        {"pack", *EVERYTHING_TRAINED},
+        {"pack", "check", *EVERYTHING_TRAINED},  # a check looks at packed windows
         "ropewalk/data/packing.py@",
     ),
     (
         "code of the model",
         lambda p: p.edit("src/ropewalk/model/rope.py", "import numpy as np\n",
             "import numpy as np\n\nNEW = 1\n"),
-        {"calibrate", *EVERYTHING_TRAINED},
+        {"calibrate", "check", *EVERYTHING_TRAINED},  # the laws of bases count its frequencies
         "ropewalk/model/rope.py@",
     ),
     (
@@ -185,13 +188,13 @@ TABLE: list[tuple[str, Edit, set[str], str]] = [
     (
         "the vocabulary of the tokenizer",
         lambda p: p.edit("papers/shared.yaml", "vocabulary_size: 512,", "vocabulary_size: 500,"),
-        {"tokenizer", "tokenize", "gather", "pack", *EVERYTHING_TRAINED},
+        {"tokenizer", "tokenize", "gather", "pack", "check", *EVERYTHING_TRAINED},
         "spec.tokenizer.vocabulary_size=500",
     ),
     (
         "a file of the corpus",
         edit_corpus_file,
-        {"inventory", "tokenizer", "tokenize", "gather", "pack", *EVERYTHING_TRAINED},
+        {"inventory", "tokenizer", "tokenize", "gather", "pack", "check", *EVERYTHING_TRAINED},
         "files=",
     ),
 ]  # fmt: skip
@@ -245,14 +248,17 @@ MEASURES = {  # code -> the evaluations or checks whose numbers it makes
         "conventions",
         "by_position",
         "copying",
+        "dynamic_ntk",
         "held_out",
+        "needles_rope",
+        "needles_string",
     },
     "evaluate/copying.py": {"copying"},
-    "evaluate/recall_probe.py": {"retrieval"},
-    "evaluate/presets.py": {"perplexity", "conventions", "by_position", "held_out"},
+    "evaluate/recall_probe.py": {"retrieval", "needles_rope", "needles_string"},
+    "evaluate/presets.py": {"perplexity", "conventions", "by_position", "dynamic_ntk", "held_out"},
     "evaluate/harness.py": set(),  # of a protocol that nothing here asks for
     "evaluate/check_pi.py": {"interpolation_bound", "extrapolation_bound", "random_fit"},
-    "evaluate/check_string.py": {"frequency"},
+    "evaluate/check_string.py": {"frequency", "position_frequency"},
 }
 
 
@@ -302,10 +308,11 @@ def test_accepted_digest_trains_nothing_again(copied: Project) -> None:
     weights = copied.manifest("results/tiny/runs/shared/base")
     times = training_times(copied)
     (copied.folder / "results/data/windows/base-tiny/64/manifest.json").unlink()
-    assert ("train", "study=shared, run=base") in copied.planned()[0]
+    trained = [wildcards for rule, wildcards in copied.planned()[0] if rule == "train"]
+    assert "study=shared, run=base" in trained
     done = copied.snakemake()
     text = done.stdout + done.stderr
-    assert text.count("train: unchanged inputs, spec and code") == len(times)
+    assert text.count("train: unchanged inputs, spec and code") == len(trained)
     assert training_times(copied) == times
     assert copied.manifest("results/tiny/runs/shared/base") == weights
     assert copied.planned()[0] == set()

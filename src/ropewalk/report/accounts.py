@@ -15,7 +15,7 @@ LOST = ("non_finite", "dropped", "truncated")
 def cells(results: Results, sampling: Sampling) -> list[Json]:
     """Return every cell of every evaluation that has some: its score, interval and samples."""
     found = []
-    for (evaluation, run), result in sorted(results.by_name.items()):
+    for (evaluation, run), result in results.shown:
         for name, cell in final(result).get("cells", {}).items():
             q = Quantity(evaluation=evaluation, run=run, context=name, value="score")
             measured = extract(q, results)

@@ -15,12 +15,20 @@ import numpy as np
 from ropewalk.evaluate import intervals
 from ropewalk.report import bounds as bounds_of
 from ropewalk.report import measurements
+from ropewalk.report.estimate import LEVEL, Estimate, by_seed, over_seeds
 from ropewalk.report.measurements import PerRound, PerStep
 from ropewalk.report.quantities import PERPLEXITIES, SHARES, describe
-from ropewalk.report.samples import Between, Measured, PerDistance, PerPosition, PerTrial, PerUnit
+from ropewalk.report.samples import (
+    Between,
+    Measured,
+    PerDistance,
+    PerPosition,
+    PerSeed,
+    PerTrial,
+    PerUnit,
+)
 from ropewalk.report.wording import Unit, bounds, count, percent, span, with_unit
 
-LEVEL = 0.95
 Standing = Literal["satisfied", "violated", "undecided"]
 Compare = Literal["value", "difference", "ratio"]
 
@@ -49,18 +57,6 @@ class Arms:
     subject: Measured
     baseline: Measured | None
     compare: Compare
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A number with its 95 % interval. Infinite where a ratio has a baseline of zero."""
-
-    number: float
-    low: float
-    high: float
-    method: str  # of the interval
-    unit: Unit
-    level: float = LEVEL  # another one where a measurement has too few rounds for it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,12 +113,22 @@ def standing(estimate: Estimate, region: Region) -> Standing:
     return "satisfied" if inside else "undecided"
 
 
-def estimated(arms: Arms, sampling: Sampling) -> Estimate:
-    """Return a number, difference or ratio with its 95 % interval.
+def estimated(arms: Arms, by: Sampling) -> Estimate:
+    """Return a number, difference or ratio with its 95 % interval, over all seeds of the runs.
 
     Raises:
         ValueError: if the arms cannot be compared.
     """
+    measured = (arms.subject, *([arms.baseline] if arms.baseline else []))
+
+    def of_seed(numbers: tuple[Measured, ...]) -> Estimate:
+        baseline = numbers[1] if arms.baseline else None
+        return _estimated(Arms(subject=numbers[0], baseline=baseline, compare=arms.compare), by)
+
+    return over_seeds(measured, of_seed)
+
+
+def _estimated(arms: Arms, sampling: Sampling) -> Estimate:
     subject, baseline = arms.subject, arms.baseline
     if baseline is None:
         return _single(subject, sampling)
@@ -157,6 +163,7 @@ def estimated(arms: Arms, sampling: Sampling) -> Estimate:
 
 def _single(measured: Measured, sampling: Sampling) -> Estimate:
     value, sample = measured.quantity.value, measured.sample
+    assert not isinstance(sample, PerSeed)  # one seed at a time
     level = LEVEL
     if isinstance(sample, PerRound):
         ends, method, level = measurements.spread(sample.numbers, LEVEL)
@@ -381,13 +388,16 @@ def _means(samples: list[PerUnit], sampling: Sampling) -> np.ndarray:
 
 
 def _identical(arms: Arms) -> bool:
-    """Return whether two arms hold the same numbers in every document or sample."""
-    a, b = arms.subject.sample, arms.baseline.sample if arms.baseline else None
-    return (
+    """Return whether two arms hold the same numbers in every document or sample, at every seed."""
+    if arms.baseline is None:
+        return False
+    pairs = [(a.sample, b.sample) for a, b in by_seed((arms.subject, arms.baseline))]
+    return all(
         isinstance(a, PerUnit)
         and isinstance(b, PerUnit)
         and np.array_equal(a.sums, b.sums)
         and np.array_equal(a.weights, b.weights)
+        for a, b in pairs
     )
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from ropewalk.evaluate import intervals
-from ropewalk.report.compare import LEVEL, Sampling
+from ropewalk.report.compare import Sampling
+from ropewalk.report.estimate import LEVEL
 from ropewalk.report.quantities import Results, extract
 from ropewalk.report.samples import Measured, PerPosition
 from ropewalk.report.series import final, number
@@ -25,7 +26,7 @@ def by_convention(results: Results, sampling: Sampling) -> list[Json]:
     `spread` is the largest less the smallest over the smallest.
     """
     found = []
-    for (evaluation, run), result in sorted(results.by_name.items()):
+    for (evaluation, run), result in results.shown:
         if result["protocol"]["kind"] != "conventions":
             continue
         points = []
@@ -50,7 +51,7 @@ def by_position(
     are the tokens a run was pretrained and last trained on; the intervals are over documents.
     """
     found = []
-    for (evaluation, run), result in sorted(results.by_name.items()):
+    for (evaluation, run), result in results.shown:
         curve = final(result).get("curve")
         if curve is None:
             continue
@@ -115,14 +116,15 @@ def bounds(
         measured = extract(quantity, results)
         if not isinstance(measured, Measured) or run not in predicted:
             continue
-        assert isinstance(measured.sample, PerPosition)  # what `bound` is read from
+        sample = measured.by_seed[0].sample
+        assert isinstance(sample, PerPosition)  # what `bound` is read from
         found.append(
             {
                 "evaluation": evaluation,
                 "run": run,
                 "context": context,
                 "predicted": predicted[run],
-                "beyond": measured.number >= int(measured.sample.edges[-1]),
+                "beyond": measured.number >= int(sample.edges[-1]),
                 **number(measured, sampling),
             }
         )
@@ -135,7 +137,7 @@ def by_distance(results: Results, windows: Mapping[str, tuple[int, int]]) -> lis
     Intervals are Wilson's, as the evaluation left them.
     """
     found = []
-    for (evaluation, run), result in sorted(results.by_name.items()):
+    for (evaluation, run), result in results.shown:
         snapshot = final(result)
         if "successes" not in snapshot:
             continue
@@ -171,7 +173,7 @@ def copied(
     Intervals are over trials. `accuracy` is the share of first choices in the second showing.
     """
     found = []
-    for (evaluation, run), result in sorted(results.by_name.items()):
+    for (evaluation, run), result in results.shown:
         snapshot = final(result)
         if "drops" not in snapshot:
             continue

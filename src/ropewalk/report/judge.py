@@ -1,7 +1,7 @@
 """Stage `judge`: verdicts, tables and figure data of one study, from result files only."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ from ropewalk.base.spec import decode
 from ropewalk.base.stage import Job, StageError
 from ropewalk.data import frequency
 from ropewalk.report import accounts, bounds, curves, measurements, series
-from ropewalk.report.compare import LEVEL, Comparison, Sampling
+from ropewalk.report.compare import Comparison, Sampling
 from ropewalk.report.conventions import convention
+from ropewalk.report.estimate import LEVEL
 from ropewalk.report.quantities import Results, describe
 from ropewalk.report.samples import Measured, Missing, Seen
 from ropewalk.report.spec import Claim, JudgeJob
@@ -78,6 +79,7 @@ def read_material(job: Job) -> Material:
                 for name, manifest in runs.items()
             },
             seen={run: _seen(packed, runs[run]) for run, packed in job.many("windows").items()},
+            replicas=job.spec.replicas,
         ),
         checks=checks,
         check_results={name: _result(manifest) for name, manifest in checks.items()},
@@ -129,11 +131,13 @@ def judge(spec: JudgeJob, material: Material) -> Json:
         for name, claim in spec.claims.items()
     }
     results, windows = material.results, _windows(material.runs)
+    again = {name for names in spec.replicas.values() for name in names}
     return plain(
         {
             "format_version": JUDGED_VERSION,
             "study": spec.study,
             "scale": spec.scale,
+            "seeds": 1 + max((len(names) for names in spec.replicas.values()), default=0),
             "title": spec.title,
             "paper": dict(spec.paper),
             "claims": claims,
@@ -151,7 +155,7 @@ def judge(spec: JudgeJob, material: Material) -> Json:
                 "by_distance": curves.by_distance(results, windows),
                 "copied": curves.copied(results, windows, sampling),
                 "theory": _theory(material),
-                "training": _training(material.runs),
+                "training": _training(material.runs, again),
             },
             "cells": accounts.cells(results, sampling),
             "cost": accounts.cost(results),
@@ -196,10 +200,12 @@ def _claim(claim: Claim, verdict: Verdict, material: Material, promised: bool) -
         measured.append(
             {"what": f"check {verdict.checks[0]}", "unit": "number", "number": verdict.number}
         )
+    replicas = material.results.replicas
     keys = dict.fromkeys(
-        (m["evaluation"], m["run"])
+        (m["evaluation"], run)
         for m in measured
-        if (m.get("evaluation"), m.get("run")) in material.evaluations
+        for run in (m.get("run"), *replicas.get(m.get("run", ""), ()))
+        if (m.get("evaluation"), run) in material.evaluations
     )
     return {
         "statement": claim.statement,
@@ -284,7 +290,7 @@ def _run(manifest: Manifest, provenance: Mapping[str, str]) -> Json:
 def _protocols(results: Results) -> dict[str, str]:
     """Return how each evaluation measures; where that differs between runs, for which run how."""
     sentences: dict[str, dict[str, list[str]]] = {}
-    for (evaluation, run), result in sorted(results.by_name.items()):
+    for (evaluation, run), result in results.shown:
         key = result["key"]
         said = convention(result["protocol"], rope=key["rope"], numerics=key["numerics"])
         sentences.setdefault(evaluation, {}).setdefault(said, []).append(run)
@@ -329,11 +335,11 @@ def _theory(material: Material) -> list[Json]:
     ]
 
 
-def _training(runs: Mapping[str, Manifest]) -> list[Json]:
+def _training(runs: Mapping[str, Manifest], again: Container[str]) -> list[Json]:
     return [
         {"run": name, "points": [[int(step), float(loss)] for step, loss in curve]}
         for name, manifest in sorted(runs.items())
-        if (curve := _fact(manifest, "loss_curve"))
+        if name not in again and (curve := _fact(manifest, "loss_curve"))
     ]
 
 

@@ -21,6 +21,7 @@ from ropewalk.report.samples import (
     Missing,
     PerDistance,
     PerPosition,
+    PerSeed,
     PerTrial,
     PerUnit,
     Seen,
@@ -37,7 +38,10 @@ Json = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Results:
-    """Evaluation results of one study, keyed by `(study/evaluation, study/run)`."""
+    """Evaluation results of one study, keyed by `(study/evaluation, study/run)`.
+
+    `by_name` includes the repetitions of a run under other seeds, `shown` has each run once.
+    """
 
     study: str
     by_name: Mapping[tuple[str, str], Mapping[str, Any]]
@@ -46,6 +50,14 @@ class Results:
     trainings: Mapping[str, Json] = dataclasses.field(default_factory=dict)
     # by `study/run`: facts of its manifest, and `calibration`
     seen: Mapping[str, Seen] = dataclasses.field(default_factory=dict)  # by run, where asked for
+    replicas: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    # run -> the same run under other seeds
+
+    @property
+    def shown(self) -> list[tuple[tuple[str, str], Json]]:
+        """Return the results of every run as it is written, sorted by name."""
+        again = {name for names in self.replicas.values() for name in names}
+        return sorted((key, found) for key, found in self.by_name.items() if key[1] not in again)
 
     def key(self, quantity: Quantity) -> tuple[str, str]:
         """Return the key a quantity asks for; a bare evaluation name is the study's own.
@@ -76,7 +88,24 @@ def run_name(quantity: Quantity) -> str:
 
 
 def extract(quantity: Quantity, results: Results) -> Measured | Missing:
-    """Return the number a quantity asks for, or why there is none."""
+    """Return the number a quantity asks for, or why there is none.
+
+    Of a run with several seeds it is the mean of their numbers.
+    """
+    seeds = () if quantity.measurement else results.replicas.get(results.key(quantity)[1], ())
+    if not seeds:
+        return _extract(quantity, results)
+    each: list[Measured] = []
+    for run in (results.key(quantity)[1], *seeds):
+        found = _extract(dataclasses.replace(quantity, run=run), results)
+        if isinstance(found, Missing):
+            return dataclasses.replace(found, quantity=quantity)
+        each.append(found)
+    number = float(np.mean([measured.number for measured in each]))
+    return Measured(quantity=quantity, number=number, sample=PerSeed(each=tuple(each)))
+
+
+def _extract(quantity: Quantity, results: Results) -> Measured | Missing:
     evaluation, run = results.key(quantity)
     if quantity.calibration or quantity.value in OF_TRAINING:
         return _beside(quantity, evaluation, run, results)
@@ -118,7 +147,7 @@ def _frequency(quantity: Quantity, results: Results) -> Measured | Missing:
     before = 0
     for step in sorted(results.by_name[key]["snapshots"], key=int):
         asked = dataclasses.replace(quantity, value="reach", distance=None, snapshot=step)
-        reach = extract(asked, results)
+        reach = _extract(asked, results)
         if isinstance(reach, Missing):
             return dataclasses.replace(reach, quantity=quantity)
         if reach.number >= distance:

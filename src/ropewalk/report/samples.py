@@ -86,12 +86,24 @@ class Seen:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PerSeed:
+    """The same run trained with several seeds, each with its own number and sample."""
+
+    each: tuple["Measured", ...]  # in the order of the seeds
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Measured:
     """A number and what it was computed from."""
 
     quantity: Quantity
-    number: float  # in nats, perplexity, tokens, or a share, as the quantity's value says
-    sample: PerUnit | PerDistance | PerTrial | PerPosition | Between | PerRound | PerStep
+    number: float  # in nats, perplexity, tokens, or a share; a mean over seeds, where several
+    sample: PerUnit | PerDistance | PerTrial | PerPosition | Between | PerRound | PerStep | PerSeed
+
+    @property
+    def by_seed(self) -> tuple["Measured", ...]:
+        """Return the number of every seed; of a run with one it is this one."""
+        return self.sample.each if isinstance(self.sample, PerSeed) else (self,)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -81,7 +81,7 @@ def table(spec: Table, cells: Mapping[str, Quantity], results: Results, sampling
 def perplexity_by_context(results: Results, sampling: Sampling) -> list[Json]:
     """Return final perplexity against context, one series per evaluation and run."""
     found = []
-    for (evaluation, run), result in sorted(results.by_name.items()):
+    for (evaluation, run), result in results.shown:
         contexts = _contexts(result)
         points = []
         for label, tokens in contexts:
@@ -101,7 +101,7 @@ def by_step(results: Results, sampling: Sampling) -> list[Json]:
     the cells of a task for a reach by length.
     """
     found = []
-    for (evaluation, run), result in sorted(results.by_name.items()):
+    for (evaluation, run), result in results.shown:
         steps = sorted(result["snapshots"], key=int)
         if len(steps) < 2:
             continue

@@ -258,6 +258,8 @@ class JudgeJob:
     claims: Mapping[str, Claim]  # quantities name runs as `study/run`
     tables: Mapping[str, Table]
     cells: Mapping[str, Mapping[str, Quantity]]  # table -> "row,column" from 0 -> ours
+    replicas: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    # run -> the same run under other seeds: numbers of the run are means over all of them
     decides: tuple[str, ...]  # claims this scale promised to decide
     inconsistencies: tuple[str, ...]  # of the paper itself
     deviations: tuple[str, ...]  # ours from the paper at this scale

@@ -73,12 +73,14 @@ def judge_job(
     study: Study,
     scale: str,
     measured: Mapping[str, list[str]],
+    replicas: Mapping[str, tuple[str, ...]],
     provenance: Mapping[str, Mapping[str, str]],
     problems: Problems,
 ) -> JudgeJob:
     """Return the job of stage `judge`; unknown evaluations, checks and claims are problems.
 
-    `measured` lists the runs of every evaluation, `provenance` the class of every setting of them.
+    `measured` lists the runs of every evaluation, `replicas` their repetitions under other seeds,
+    `provenance` the class of every setting of them.
     """
     file = study.file
     for claim in file.decides:
@@ -140,6 +142,7 @@ def judge_job(
         claims=claims,
         tables=file.tables,
         cells=cells,
+        replicas=replicas,
         decides=file.decides,
         provenance=provenance,
         inconsistencies=file.inconsistencies,

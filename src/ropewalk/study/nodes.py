@@ -32,8 +32,16 @@ from ropewalk.study.load import DEFINITIONS, SHARED, Problems, apply
 from ropewalk.study.provenance import class_of, definition_layers, inherited_layers
 from ropewalk.study.registry import folder
 from ropewalk.study.schema import Model, RunSettings, Study
+from ropewalk.study.seeds import repeated, replicas_of
 from ropewalk.study.timing import budgets, calibrate_job
-from ropewalk.train.spec import CalibrateJob, PublishedWeights, Run, RunWeights, TrainJob
+from ropewalk.train.spec import (
+    CalibrateJob,
+    PublishedWeights,
+    Run,
+    RunWeights,
+    ScratchWeights,
+    TrainJob,
+)
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
@@ -56,10 +64,10 @@ class Builder:
         self, config: Config, studies: Mapping[str, Study], accepted: tuple[Accepted, ...] = ()
     ) -> None:
         self.config = config
-        self.studies = studies
+        self.problems = Problems()
+        self.studies = repeated(studies, self.problems)
         self.accepted = accepted
         self.nodes: dict[str, Node] = {}
-        self.problems = Problems()
         self.definitions = {kind: self._merged(kind) for kind in DEFINITIONS}
         self._runs: dict[str, Run | None] = {}
         self._definition_layers = definition_layers(studies)
@@ -212,7 +220,8 @@ class Builder:
         if name in self._runs:
             return self._runs[name]
         study, _, short = name.partition("/")
-        if study not in self.studies or short not in self.studies[study].runs:
+        settings, number = self._written(study, short)
+        if settings is None:
             known = suggestion(name, self.run_names())
             self.problems.add(f"{where}: there is no run {name!r}; {known}")
             return None
@@ -221,11 +230,20 @@ class Builder:
             self.problems.add(f"{where}: {name!r} leads back to itself: {circle}")
             return None
         self._resolving.append(name)
-        self._runs[name] = self._fill(name, self.studies[study].runs[short])
+        self._runs[name] = self._fill(name, settings, number)
         self._resolving.pop()
         return self._runs[name]
 
-    def _fill(self, name: str, settings: RunSettings) -> Run | None:
+    def _written(self, study: str, run: str) -> tuple[RunSettings | None, int]:
+        """Return a run as written, or None, and the number of its seed."""
+        if study not in self.studies:
+            return None, 1
+        if run in self.studies[study].runs:
+            return self.studies[study].runs[run], 1
+        every = {n: r for own in self.studies[study].replicas.values() for n, r in own.items()}
+        return (every[run].settings, every[run].number) if run in every else (None, 1)
+
+    def _fill(self, name: str, settings: RunSettings, number: int) -> Run | None:
         where = f"{name.partition('/')[0]}: runs.{name.partition('/')[2]}"
         common = {
             f.name: getattr(settings, f.name)
@@ -251,10 +269,13 @@ class Builder:
             architecture = self._named("architectures", model.architecture, place)
             if architecture is None:
                 return None
+            weights = model.weights
+            if isinstance(weights, ScratchWeights):
+                weights = dataclasses.replace(weights, seed=weights.seed + number - 1)
             common |= {
                 "architecture": architecture,
                 "tokenizer": model.tokenizer,
-                "weights": model.weights,
+                "weights": weights,
             }
         try:
             run = Run(**common)
@@ -360,11 +381,11 @@ class Builder:
             if any(fnmatch.fnmatchcase(run, aliases.get(p, p)) for p in override.runs)
         ]
 
-    def evaluate(self, study: Study, name: str, run: str) -> str | None:
-        """Plan one evaluation of one run."""
+    def evaluate(self, study: Study, name: str, run: str, like: str | None = None) -> str | None:
+        """Plan one evaluation of one run, or of a repetition `like` the run of the patterns."""
         where = f"{study.name}: evaluations.{name}"
         try:
-            evaluation = self.evaluation_of(study, name, run)
+            evaluation = self.evaluation_of(study, name, like or run)
         except SpecError as error:  # overrides that are sound one by one, not together
             self.problems.add(f"{where}: for {run!r}: {error}")
             return None
@@ -410,9 +431,10 @@ class Builder:
         )
 
     def provenance(self, name: str) -> dict[str, str]:
-        """Return the provenance class of every setting of a run."""
+        """Return the provenance class of every setting of a run, or of a repetition of one."""
         study, _, short = name.partition("/")
         run = self._runs.get(name)
+        short = next((r for r, own in self.studies[study].replicas.items() if short in own), short)
         if run is None:
             return {}
         paths = (path for path, _ in leaves(plain(run, identity=True)))
@@ -425,25 +447,33 @@ class Builder:
         """Plan the verdicts of a study with everything they rest on."""
         inputs: dict[str, str | None] = {}
         measured: dict[str, list[str]] = {}
+        replicas: dict[str, tuple[str, ...]] = {}
         for evaluation in study.evaluations:
             measured[evaluation] = self.evaluated(study, evaluation)
             for run in measured[evaluation]:
-                key = f"evaluation:{study.name}/{evaluation}:{run}"
-                inputs[key] = self.evaluate(study, evaluation, run)
-                inputs[f"run:{run}"] = self.train(run, study.name)
+                if study.file.seeds > 1:
+                    replicas[run] = replicas_of(self.studies, run)[: study.file.seeds - 1]
+                for each in (run, *replicas.get(run, ())):
+                    key = f"evaluation:{study.name}/{evaluation}:{each}"
+                    inputs[key] = self.evaluate(study, evaluation, each, like=run)
+                    inputs[f"run:{each}"] = self.train(each, study.name)
         for check, job in study.file.checks.items():
             inputs[f"check:{check}"] = self.check(study, check, job)
         for calibration in study.file.calibrations:
             key = f"calibration:{study.name}/{calibration}"
             inputs[key] = self.calibrate(f"{study.name}/{calibration}", study.name)
-        runs = {run for names in measured.values() for run in names}
+        replicas = {run: names for run, names in replicas.items() if names}
+        runs = {run for names in (*measured.values(), *replicas.values()) for run in names}
         provenance = {run: self.provenance(run) for run in sorted(runs)}
-        spec: JudgeJob = judge_job(study, self.config.scale, measured, provenance, self.problems)
+        spec: JudgeJob = judge_job(
+            study, self.config.scale, measured, replicas, provenance, self.problems
+        )
         for run in seen_by(spec):
             phases = resolved.phases if (resolved := self.resolved(run, study.name)) else ()
             for phase in phases[-1:]:
                 packed, _ = self.windows(phase.windows, phase.length_tokens, study.name)
-                inputs[f"windows:{run}"] = packed
+                for each in (run, *replicas.get(run, ())):
+                    inputs[f"windows:{each}"] = packed
         return self._add("judge", spec, inputs, name=self.config.run_name, study=study.name)
 
     def report(self) -> str:

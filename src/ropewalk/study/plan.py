@@ -16,16 +16,16 @@ from ropewalk.study.config import Config, read_config
 from ropewalk.study.load import SHARED, load_studies
 from ropewalk.study.nodes import Builder, Node
 from ropewalk.study.registry import STAGES, folder
-from ropewalk.study.schema import Model, Study
+from ropewalk.study.schema import Model
 from ropewalk.train.spec import Run
 
 
 class Plan:
     """Every node a configuration needs, keyed by the path of the manifest it leaves."""
 
-    def __init__(self, config: Config, studies: Mapping[str, Study], builder: Builder) -> None:
+    def __init__(self, config: Config, builder: Builder) -> None:
         self.config = config
-        self.studies = studies
+        self.studies = builder.studies
         self.report = builder.report()
         self._builder = builder
         builder.problems.check()
@@ -45,7 +45,7 @@ class Plan:
         parsed = read_config(config)
         studies = load_studies(parsed, root)
         accepted = read_accepted(root / ACCEPTED)
-        return cls(parsed, studies, Builder(parsed, studies, accepted))
+        return cls(parsed, Builder(parsed, studies, accepted))
 
     @property
     def study_names(self) -> tuple[str, ...]:

@@ -98,6 +98,7 @@ class StudyFile(Definitions):
     title: str = ""
     paper: Mapping[str, str] = dataclasses.field(default_factory=dict)  # authors, year, arxiv, ...
     summary: str = ""
+    seeds: int = 1  # with how many every run is trained (see `study.seeds`)
     main: Mapping[str, str] = dataclasses.field(default_factory=dict)
     # axis -> the value that claims mean when they name none
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)  # short name -> study/run
@@ -117,6 +118,18 @@ class StudyFile(Definitions):
     unstated: tuple[str, ...] = ()  # what the paper does not say and we had to choose
     provenance: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise ValueError(f"seeds {self.seeds} must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Replica:
+    """A run under another seed."""
+
+    settings: RunSettings
+    number: int  # of its seed, from 2
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Study:
@@ -132,6 +145,8 @@ class Study:
     paper_aliases: Mapping[str, str]
     paper_evaluations: frozenset[str]  # of the body: a scale may leave some out
     layers: Mapping[str, str]  # resolved key path -> layer that set it
+    replicas: Mapping[str, Mapping[str, Replica]] = dataclasses.field(default_factory=dict)
+    # run -> its other repetitions by name, in the order of their seeds
 
 
 __all__ = [
@@ -141,6 +156,7 @@ __all__ = [
     "Family",
     "Model",
     "Override",
+    "Replica",
     "RunSettings",
     "Study",
     "StudyFile",
