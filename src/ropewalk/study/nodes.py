@@ -70,7 +70,7 @@ class Builder:
         self.nodes: dict[str, Node] = {}
         self.definitions = {kind: self._merged(kind) for kind in DEFINITIONS}
         self._runs: dict[str, Run | None] = {}
-        self._definition_layers = definition_layers(studies)
+        self._definition_layers = definition_layers(self.studies)
         self._resolving: list[str] = []  # from the run asked for to the one looked at
 
     def _merged(self, kind: str) -> dict[str, Any]:

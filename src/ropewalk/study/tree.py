@@ -38,8 +38,8 @@ class Leaf:
     origin: Origin
 
 
-# Constructs scalars only, `_convert` walks the tree. The parser of libyaml, where PyYAML was built with
-# it, takes a fifth of the time.
+# Constructs scalars only, `_convert` walks the tree. Where PyYAML was built with libyaml, its parser
+# takes a fifth of the time.
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
