@@ -6,7 +6,7 @@ from typing import Any
 from ropewalk.base.canonical import leaves, plain
 from ropewalk.base.spec import SpecError, suggestion
 from ropewalk.data.spec import part_name
-from ropewalk.study.nodes import Node
+from ropewalk.study.data_nodes import Node
 from ropewalk.study.plan import Plan
 from ropewalk.study.provenance import (
     CLASSES,

@@ -38,8 +38,8 @@ class Leaf:
     origin: Origin
 
 
-# Constructs scalars only, `_convert` walks the tree. Where PyYAML was built with libyaml, its parser
-# takes a fifth of the time.
+# Constructs scalars only, `_convert` walks the tree. The parser of libyaml, with which PyYAML is
+# usually built, takes a fifth of the time.
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 

@@ -32,7 +32,7 @@ from ropewalk.data.spec import (
 )
 from ropewalk.evaluate.spec import EvaluateJob, Harness
 from ropewalk.study.accepted import ACCEPTED, read_accepted
-from ropewalk.study.nodes import Node
+from ropewalk.study.data_nodes import Node
 from ropewalk.study.plan import Plan
 from ropewalk.study.registry import STAGES
 
