@@ -54,7 +54,9 @@ class Triggers:
 
     def code_files(self, node: Node) -> dict[str, str]:
         """Return `file -> digest` of all code that a node's stage runs with its spec."""
-        modules = STAGES[node.stage].modules(node.spec)
+        return self._closure(STAGES[node.stage].modules(node.spec))
+
+    def _closure(self, modules: tuple[str, ...]) -> dict[str, str]:
         if modules not in self._closures:
             self._closures[modules] = closure(*modules)
         return self._closures[modules]
@@ -133,7 +135,7 @@ class Triggers:
         """Return the code digests of all planned work as JSON, to be frozen for queued jobs."""
         every = {STAGES[node.stage].modules(node.spec) for node in self.plan.nodes.values()}
         return json.dumps(
-            {" ".join(modules): digest(closure(*modules)) for modules in sorted(every)}
+            {" ".join(modules): digest(self._closure(modules)) for modules in sorted(every)}
         )
 
     def rebuilds(self, node: Node) -> int:
