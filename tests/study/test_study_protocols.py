@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from study_samples import DEMO, plan, write
 
+from ropewalk.study.data_nodes import Node
 from ropewalk.study.lookups import Lookups
-from ropewalk.study.nodes import Node
 from ropewalk.study.registry import STAGES
 from ropewalk.study.triggers import LOCK, Triggers
 

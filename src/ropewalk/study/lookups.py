@@ -10,7 +10,7 @@ from typing import Any
 
 from ropewalk.base.stage import SUBMITTED_CODE
 from ropewalk.study.config import check_file
-from ropewalk.study.nodes import Node
+from ropewalk.study.data_nodes import Node
 from ropewalk.study.plan import Plan
 from ropewalk.study.records import Unseen
 from ropewalk.study.registry import STAGES

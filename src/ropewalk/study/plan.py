@@ -13,8 +13,9 @@ from ropewalk.base.manifest import MANIFEST
 from ropewalk.evaluate.spec import Evaluation
 from ropewalk.study.accepted import ACCEPTED, read_accepted
 from ropewalk.study.config import Config, read_config
+from ropewalk.study.data_nodes import Node
 from ropewalk.study.load import SHARED, load_studies
-from ropewalk.study.nodes import Builder, Node
+from ropewalk.study.nodes import Builder
 from ropewalk.study.registry import STAGES, folder
 from ropewalk.study.schema import Model
 from ropewalk.train.spec import Run

@@ -40,14 +40,28 @@ def class_of_definition(studies: Mapping[str, Study], study: str, path: str) -> 
     return class_of(studies[study], path, layers) or class_of(studies[SHARED], path, layers)
 
 
-def inherited_layers(studies: Mapping[str, Study], study: str, name: str) -> dict[str, str]:
-    """Return the layers of what a run takes over from its model or from the run it starts from."""
+def definition_layers(studies: Mapping[str, Study]) -> dict[str, str]:
+    """Return the layers of the models and architectures of all files: key path -> layer."""
+    return {
+        path: layer
+        for study in studies.values()
+        for path, layer in study.layers.items()
+        if path.startswith(("models.", "architectures."))
+    }
+
+
+def inherited_layers(
+    studies: Mapping[str, Study], written: Mapping[str, str], study: str, name: str
+) -> dict[str, str]:
+    """Return the layers of what a run takes over from its model or from the run it starts from.
+
+    `written` is what `definition_layers` returns.
+    """
     prefix, settings = f"runs.{name}", studies[study].runs[name]
     started = studies[study].layers.get(f"{prefix}.start", "body")
     while settings.start is not None:
         above, _, short = settings.start.partition("/")
         settings = studies[above].runs[short]
-    written = {path: layer for s in studies.values() for path, layer in s.layers.items()}
     models = {key: value for s in studies.values() for key, value in s.file.models.items()}
     model = f"models.{settings.model}"
     architecture = f"architectures.{models[settings.model or ''].architecture}"

@@ -6,9 +6,15 @@ from typing import Any
 from ropewalk.base.canonical import leaves, plain
 from ropewalk.base.spec import SpecError, suggestion
 from ropewalk.data.spec import part_name
-from ropewalk.study.nodes import Node
+from ropewalk.study.data_nodes import Node
 from ropewalk.study.plan import Plan
-from ropewalk.study.provenance import CLASSES, class_of, class_of_definition, inherited_layers
+from ropewalk.study.provenance import (
+    CLASSES,
+    class_of,
+    class_of_definition,
+    definition_layers,
+    inherited_layers,
+)
 from ropewalk.study.schema import Study
 
 SECTIONS = (
@@ -135,9 +141,9 @@ def _data_nodes(plan: Plan, study: str) -> dict[str, dict[str, Node]]:
 
 def _stated(plan: Plan, study: Study, body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield `(key path, class)` of what stands in the study's file, or in what runs take over."""
-    layers = dict(study.layers)
+    layers, written = dict(study.layers), definition_layers(plan.studies)
     for name in study.runs:
-        layers |= inherited_layers(plan.studies, study.name, name)
+        layers |= inherited_layers(plan.studies, written, study.name, name)
     for path, _ in settings(body):
         if not path.startswith(("evaluations.", "data.")):
             yield path, class_of(study, path, layers)

@@ -6,8 +6,9 @@ exactly the string that changed: `spec.optimizer.lr=0.001`, `ropewalk/data/pack.
 
 import csv
 import functools
+import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -31,7 +32,7 @@ from ropewalk.data.spec import (
 )
 from ropewalk.evaluate.spec import EvaluateJob, Harness
 from ropewalk.study.accepted import ACCEPTED, read_accepted
-from ropewalk.study.nodes import Node
+from ropewalk.study.data_nodes import Node
 from ropewalk.study.plan import Plan
 from ropewalk.study.registry import STAGES
 
@@ -49,16 +50,13 @@ class Triggers:
         self.accepted = {(entry.file, entry.new): entry.old for entry in entries}
         self.pins = read_pins(root / LOCK)
         self._listings: dict[str, str] = {}
-        self._leaves: dict[str, dict[str, str]] = {}
         self._closures: dict[tuple[str, ...], dict[str, str]] = {}
-        self._keys = {
-            stage: sorted({key for node in plan.of_stage(stage) for key in self._settings(node)})
-            for stage in STAGES
-        }
 
     def code_files(self, node: Node) -> dict[str, str]:
         """Return `file -> digest` of all code that a node's stage runs with its spec."""
-        modules = STAGES[node.stage].modules(node.spec)
+        return self._closure(STAGES[node.stage].modules(node.spec))
+
+    def _closure(self, modules: tuple[str, ...]) -> dict[str, str]:
         if modules not in self._closures:
             self._closures[modules] = closure(*modules)
         return self._closures[modules]
@@ -85,39 +83,36 @@ class Triggers:
         return f"{name}=={public_version(self.pins.get(name, UNPINNED))}"
 
     def params(self, stage: str) -> list[str | Callable[[Mapping[str, str]], str]]:
-        """Return a rule's positional params: constants, and one function of wildcards per key.
+        """Return a rule's positional params: causes of all its nodes, then functions of wildcards.
 
-        The empty text stands for keys that a node does not have; it is always present, so that a
-        key which appears in one node never changes the set of another.
+        Snakemake compares a job's params as a set, so any function may give any cause: there are as
+        many as the node with most causes of its own has, each gives one of them, and the empty text
+        where a node has fewer. It is always present, so that it never changes a set.
         """
-        nodes = self.plan.of_stage(stage)
-        files = [dict(cause.rsplit("@", 1) for cause in self.code(node)) for node in nodes]
-        every = sorted({file for found in files for file in found})
-        shared = [file for file in every if all(file in found for found in files)]
-        shared_libraries = STAGES[stage].libraries
-        some_libraries = sorted(
-            {cause for node in nodes for cause in self.libraries(node)}
-            - {self._pinned(name) for name in shared_libraries}
-        )
+        causes = {node.manifest: set(self._planned(node)) for node in self.plan.of_stage(stage)}
+        common = set.intersection(*causes.values()) if causes else set()
+        shared = {cause for cause in common if "{" not in cause}  # Snakemake would fill braces in
+        own = {manifest: sorted(found - shared) for manifest, found in causes.items()}
         return [
             "",
-            *(f"{file}@{files[0][file]}" for file in shared),
-            *(functools.partial(self._code_file, stage, f) for f in every if f not in shared),
-            *(self._pinned(name) for name in shared_libraries),
-            *(functools.partial(self._library, stage, cause) for cause in some_libraries),
-            *(functools.partial(self._setting, stage, key) for key in self._keys[stage]),
-            functools.partial(self._source, stage),
-            functools.partial(self._rebuilds, stage),
+            *sorted(shared),
+            *(
+                _Param(functools.partial(self._own, stage, own, place))
+                for place in range(max(map(len, own.values()), default=0))
+            ),
+            _Param(functools.partial(self._source, stage)),
+            _Param(functools.partial(self._rebuilds, stage)),
         ]
 
     def of(self, node: Node) -> list[str]:
         """Return every cause of one node, sorted."""
-        settings = [f"{k}={v}" for k, v in self._settings(node).items()]
-        rebuilds = self.rebuilds(node)
-        extra = [f"rebuilds={rebuilds}"] if rebuilds else []
-        source = self.source(node)
-        listed = [source] if source else []
-        return sorted([*self.code(node), *self.libraries(node), *settings, *listed, *extra])
+        found = [self.source(node), self._rebuilt(node)]
+        return sorted([*self._planned(node), *(cause for cause in found if cause)])
+
+    def _planned(self, node: Node) -> list[str]:
+        """Return the causes of a node that are known without its files."""
+        settings = [f"{key}={value}" for key, value in spec_leaves(node).items()]
+        return [*self.code(node), *self.libraries(node), *settings]
 
     def source(self, node: Node) -> str:
         """Return a digest of the files a stage reads from outside, so that changed ones rerun it.
@@ -140,7 +135,7 @@ class Triggers:
         """Return the code digests of all planned work as JSON, to be frozen for queued jobs."""
         every = {STAGES[node.stage].modules(node.spec) for node in self.plan.nodes.values()}
         return json.dumps(
-            {" ".join(modules): digest(closure(*modules)) for modules in sorted(every)}
+            {" ".join(modules): digest(self._closure(modules)) for modules in sorted(every)}
         )
 
     def rebuilds(self, node: Node) -> int:
@@ -184,33 +179,46 @@ class Triggers:
         """Return what is wrong with a node's files: by size and time, by hash where these moved."""
         return self._damaged(node.manifest)
 
+    def _node(self, stage: str, wildcards: Mapping[str, str]) -> Node:
+        return self.plan.node(stage, self.plan.wildcards(stage, dict(wildcards)))
+
+    def _own(
+        self,
+        stage: str,
+        own: Mapping[str, Sequence[str]],
+        place: int,
+        wildcards: Mapping[str, str],
+    ) -> str:
+        found = own[self._node(stage, wildcards).manifest]
+        return found[place] if place < len(found) else ""
+
     def _source(self, stage: str, wildcards: Mapping[str, str]) -> str:
-        return self.source(self.plan.node(stage, self.plan.wildcards(stage, dict(wildcards))))
-
-    def _setting(self, stage: str, key: str, wildcards: Mapping[str, str]) -> str:
-        found = self._settings(self.plan.node(stage, self.plan.wildcards(stage, dict(wildcards))))
-        return f"{key}={found[key]}" if key in found else ""
-
-    def _code_file(self, stage: str, file: str, wildcards: Mapping[str, str]) -> str:
-        """Return a node's `file@digest`, or the empty text where its work has no use for it."""
-        node = self.plan.node(stage, self.plan.wildcards(stage, dict(wildcards)))
-        start = f"{file}@"
-        return next((cause for cause in self.code(node) if cause.startswith(start)), "")
-
-    def _library(self, stage: str, cause: str, wildcards: Mapping[str, str]) -> str:
-        """Return `name==version`, or the empty text where a node's numbers do not depend on it."""
-        node = self.plan.node(stage, self.plan.wildcards(stage, dict(wildcards)))
-        return cause if cause in self.libraries(node) else ""
-
-    def _settings(self, node: Node) -> dict[str, str]:
-        if node.manifest not in self._leaves:
-            self._leaves[node.manifest] = spec_leaves(node)
-        return self._leaves[node.manifest]
+        return self.source(self._node(stage, wildcards))
 
     def _rebuilds(self, stage: str, wildcards: Mapping[str, str]) -> str:
-        node = self.plan.node(stage, self.plan.wildcards(stage, dict(wildcards)))
+        return self._rebuilt(self._node(stage, wildcards))
+
+    def _rebuilt(self, node: Node) -> str:
         count = self.rebuilds(node)
         return f"rebuilds={count}" if count else ""
+
+
+class _Param:
+    """A param of a rule: a text by wildcards.
+
+    Snakemake asks for the signature of every such function several times per job; what is written
+    down need not be derived from a partial function each time.
+    """
+
+    __signature__ = inspect.Signature(
+        [inspect.Parameter("wildcards", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
+    )
+
+    def __init__(self, text: Callable[[Mapping[str, str]], str]) -> None:
+        self._text = text
+
+    def __call__(self, wildcards: Mapping[str, str]) -> str:
+        return self._text(wildcards)
 
 
 def spec_leaves(node: Node) -> dict[str, str]:

@@ -11,7 +11,7 @@ from ropewalk.base.canonical import leaves
 from ropewalk.base.manifest import ArtifactError, Manifest, read_manifest, read_provenance
 from ropewalk.base.spec import SpecError
 from ropewalk.base.stage import public_version
-from ropewalk.study.nodes import Node
+from ropewalk.study.data_nodes import Node
 from ropewalk.study.plan import Plan
 from ropewalk.study.registry import STAGES
 from ropewalk.study.triggers import UNPINNED, Triggers
