@@ -74,7 +74,11 @@ def read_material(job: Job) -> Material:
             by_name={key: _result(manifest) for key, manifest in evaluations.items()},
             calibrations={name: _result(manifest) for name, manifest in calibrations.items()},
             trainings={
-                name: {**manifest.result, "calibration": manifest.spec["run"].get("calibration")}
+                name: {
+                    **manifest.result,
+                    "calibration": manifest.spec["run"].get("calibration"),
+                    "start": manifest.spec["run"]["weights"].get("run"),
+                }
                 for name, manifest in runs.items()
             },
             seen={run: _seen(packed, runs[run]) for run, packed in job.many("windows").items()},
@@ -135,6 +139,7 @@ def judge(spec: JudgeJob, material: Material) -> Json:
             "study": spec.study,
             "scale": spec.scale,
             "title": spec.title,
+            "summary": spec.summary,
             "paper": dict(spec.paper),
             "claims": claims,
             "tables": {

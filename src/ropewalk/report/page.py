@@ -152,6 +152,11 @@ def cell_tables(cells: Sequence[Json]) -> list[Json]:
     return tables
 
 
+def beside(table: Json) -> bool:
+    """Return whether a table has numbers of a paper for ours to stand beside."""
+    return any(cell["printed"] for row in table["rows"] for cell in row["cells"])
+
+
 def lost_rows(lost: Sequence[Json]) -> list[Json]:
     """Return counted outcomes by evaluation and run; snapshots that lost the same share a row."""
     names = ("evaluation", "run", "non_finite", "dropped", "truncated")
@@ -207,7 +212,9 @@ def _environment() -> Environment:
         "setting": setting,
         "figure": wording.figure,
         "with_unit": wording.with_unit,
+        "listed": wording.listed,
     }
+    environment.tests["beside"] = beside
     environment.globals |= {
         "symbols": SYMBOLS,
         "meanings": MEANINGS,

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ropewalk.report import bounds
-from ropewalk.report.measurements import PerRound, PerStep
+from ropewalk.report.measurements import Counted, PerRound, PerStep
 from ropewalk.report.spec import Quantity
 
 
@@ -91,7 +91,7 @@ class Measured:
 
     quantity: Quantity
     number: float  # in nats, perplexity, tokens, or a share, as the quantity's value says
-    sample: PerUnit | PerDistance | PerTrial | PerPosition | Between | PerRound | PerStep
+    sample: PerUnit | PerDistance | PerTrial | PerPosition | Between | PerRound | PerStep | Counted
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
