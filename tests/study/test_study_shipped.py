@@ -84,7 +84,7 @@ def test_what_a_scale_promises_to_decide_it_measures(study: str, scale: str) -> 
 
 
 def asked(job: JudgeJob) -> Iterator[tuple[str, Quantity]]:
-    """Yield every quantity that a claim, or a cell of a table, needs; not where a paper is silent."""
+    """Yield every quantity a claim or a table needs; none beside a cell left out in print."""
     for name, claim in job.claims.items():
         for rule in (claim.rule, *claim.requires):
             for quantity in quantities(rule) if rule else ():
