@@ -8,7 +8,7 @@ import pytest
 
 from ropewalk.report.compare import Arms, Region, Sampling, compare, estimated
 from ropewalk.report.measurements import spread
-from ropewalk.report.quantities import Results, extract
+from ropewalk.report.quantities import Results, describe, extract
 from ropewalk.report.samples import Measured, Missing
 from ropewalk.report.spec import Claim, Ordering, Quantity, Threshold
 from ropewalk.report.verdict import Evidence, judge_claim
@@ -48,9 +48,16 @@ RESULTS = Results(
     by_name={},
     calibrations={"s/cost": COST},
     trainings={
-        "s/grow": {"calibration": "s/cost", "phases": ROWS, "switches": SWITCHES},
+        "s/grow": {
+            "calibration": "s/cost",
+            "phases": ROWS,
+            "switches": SWITCHES,
+            "tokens": 3840,
+            "start": "s/base",
+        },
         "s/long": {"calibration": "s/cost", "phases": ROWS[1:] * 3, "switches": []},
         "s/none": {"calibration": None, "phases": ROWS, "switches": []},
+        "s/other": {"calibration": None, "phases": [{**ROWS[1], "sequences": 1}]},
     },
 )
 
@@ -124,6 +131,36 @@ def test_the_seconds_of_a_run_are_those_of_all_its_phases() -> None:
     assert (found.low, found.high) == pytest.approx((1.6 / 1.8, 1.6 / 1.8))
 
 
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [
+        # Of a round without slowing down: 10 steps of 0.1 s and 5 of 0.12 s, each of 256 tokens.
+        ("seconds_per_step", 1.5 * 1.6 / 15),
+        ("tokens_per_second", (3840 / 1.6 + 3840 / 3.2) / 2),
+        ("seconds_per_million_tokens", 1.5 * 1.6 / 3840 * 1e6),
+        ("peak_gigabytes", 8.0),
+    ],
+)
+def test_the_cost_of_a_run_is_that_of_all_its_steps(value: Any, number: float) -> None:
+    """Guards against rows that grow at the price of the first or of the last ones."""
+    for run in ("s/grow", "s/none"):  # whichever calibration the run itself names
+        found = of(Quantity(calibration="cost", run=run, value=value))
+        assert found.number == pytest.approx(number)
+        assert "cost" in describe(found.quantity)
+    long = of(Quantity(calibration="cost", run="s/long", value="seconds_per_million_tokens"))
+    assert long.number == pytest.approx(1.5 * 0.12 / 256 * 1e6)
+
+
+def test_tokens_are_those_trained_since_the_run_it_starts_from() -> None:
+    """Guards against pretraining counted as a method's own, and an interval around a count."""
+    tokens = of(Quantity(run="s/grow", value="trained_tokens"))
+    found = estimated(Arms(subject=tokens, baseline=None, compare="value"), SAMPLING)
+    assert (found.number, found.low, found.high) == (3840, 3840, 3840)
+    pretrained = extract(Quantity(run="s/none", value="trained_tokens"), RESULTS)
+    assert isinstance(pretrained, Missing)
+    assert "starts from no other run" in pretrained.reason
+
+
 def test_a_loss_rise_is_the_difference_of_means_with_the_noise_of_steps() -> None:
     """Guards against a rise read with the wrong sign, or one single step taken for it."""
     rise = of(Quantity(run="s/grow", context="1", value="loss_rise"))
@@ -140,6 +177,14 @@ def test_a_loss_rise_is_the_difference_of_means_with_the_noise_of_steps() -> Non
         (Quantity(run="s/grow", context="2", value="loss_rise"), "begins no phase 2"),
         (Quantity(run="s/none", value="run_seconds"), "no calibration knows the seconds"),
         (Quantity(run="s/absent", value="run_seconds"), "was not trained"),
+        (
+            Quantity(calibration="cost", run="s/absent", value="peak_gigabytes"),
+            "was not trained",
+        ),
+        (
+            Quantity(calibration="cost", run="s/other", value="peak_gigabytes"),
+            "has no shape of 1 sequences of 64 tokens, as s/other trains on",
+        ),
     ],
 )
 def test_what_was_not_measured_is_missing(quantity: Quantity, reason: str) -> None:
@@ -185,3 +230,5 @@ def test_quantities_name_the_source_that_has_them() -> None:
         Quantity(evaluation="loss", value="peak_gigabytes")
     with pytest.raises(ValueError, match="of neither an evaluation nor a calibration"):
         Quantity(evaluation="loss", value="loss_rise")
+    with pytest.raises(ValueError, match="name a context or a run, and one only"):
+        Quantity(calibration="cost", value="peak_gigabytes")

@@ -15,6 +15,8 @@ from ropewalk.report.spec import (
     Claim,
     Exact,
     Ordering,
+    Pair,
+    Pairs,
     Quantity,
     Steeper,
     Threshold,
@@ -79,6 +81,23 @@ def test_threshold_against_a_baseline(quantity, arm, outcome, compare):
         quantity=quantity(arm), baseline=quantity("good"), compare=compare, at_least=edge
     )
     assert verdict(rule).outcome == outcome
+
+
+def test_every_pair_counts_and_only_within_itself():
+    """Guards against arms of one pair compared with those of the next, as in a chain."""
+
+    def outcome(*pairs: tuple[str, str], margin: float = 0.0) -> str:
+        made = tuple(Pair(below=loss(a), above=loss(b)) for a, b in pairs)
+        return verdict(Pairs(pairs=made, margin=margin)).outcome
+
+    assert outcome(("good", "bad"), ("good", "worse"), ("bad", "worse")) == "reproduced"
+    assert outcome(("good", "bad"), ("worse", "bad")) == "partly"
+    assert outcome(("bad", "good"), ("worse", "bad")) == "contradicted"
+    assert outcome(("good", "bad"), ("good", "near")) == "inconclusive"
+    assert outcome(("good", "bad"), margin=0.6) == "reproduced"  # ln(40 / 20) is 0.69
+    assert outcome(("good", "bad"), margin=0.8) == "contradicted"
+    with pytest.raises(ValueError, match="name at least one pair"):
+        Pairs(pairs=())
 
 
 @pytest.mark.parametrize("compare", ["difference", "ratio"])

@@ -8,7 +8,7 @@ import yaml
 from study_samples import DEMO, changed, plan, write
 
 from ropewalk.base.spec import SpecError
-from ropewalk.report.spec import JudgeJob, Ordering, Quantity
+from ropewalk.report.spec import JudgeJob, Ordering, Pairs, Quantity
 from ropewalk.study.judging import counterpart, run_of, snapshot_of
 from ropewalk.study.plan import Plan
 
@@ -90,6 +90,111 @@ def test_columns_and_rows_may_be_of_other_evaluations(tmp_path: Path) -> None:
         plan(write(tmp_path, demo=yaml.safe_dump(data)))
     table |= {"columns": ["loss"], "by": "context"}
     with pytest.raises(SpecError, match="2 headings for 1 columns"):
+        plan(write(tmp_path, demo=yaml.safe_dump(data)))
+
+
+OURS = """
+calibrations:
+  cost: { run: { method: pi, length: 2x }, shapes: { rows: { length_tokens: 32, sequences: 4 } } }
+tables:
+  ours:
+    title: Ours
+    evaluation: loss
+    value: perplexity
+    columns: [2x, hits, tokens, time]
+    other:
+      hits: { heading: hits at 1x, evaluation: loss, context: 1x, value: accuracy }
+      tokens: { heading: tokens, value: trained_tokens }
+      time: { heading: seconds, calibration: cost, value: seconds_per_million_tokens }
+    rows:
+      - { run: { method: pi }, label: PI }
+      - { run: { method: pi, length: 4x }, label: PI again, evaluations: { loss: again } }
+      - { run: { method: other }, label: no run }
+"""
+
+
+def ours(**changes: Any) -> str:
+    """Return a study with a table that no paper prints, some of its settings changed."""
+    data, more = yaml.safe_load(DEMO), yaml.safe_load(OURS)
+    data["evaluations"]["again"] = data["evaluations"]["loss"]
+    more["tables"]["ours"] |= changes
+    data["tables"] |= more["tables"]
+    return yaml.safe_dump(data | {"calibrations": more["calibrations"]})
+
+
+def test_a_column_may_ask_for_another_number_than_its_table(tmp_path: Path) -> None:
+    """Guards against a cost or a share of one method in the row of another."""
+    cells = job(plan(write(tmp_path, demo=ours()))).cells["ours"]
+    pi, longer = "demo/pi-2x", "demo/pi-4x"
+    assert cells == {
+        "0,0": Quantity(evaluation="loss", run=pi, context="2x", value="perplexity"),
+        "0,1": Quantity(evaluation="loss", run=pi, context="1x", value="accuracy"),
+        "0,2": Quantity(run=pi, value="trained_tokens"),
+        "0,3": Quantity(calibration="cost", run=pi, value="seconds_per_million_tokens"),
+        "1,0": Quantity(evaluation="again", run=longer, context="2x", value="perplexity"),
+        "1,1": Quantity(evaluation="again", run=longer, context="1x", value="accuracy"),
+        "1,2": Quantity(run=longer, value="trained_tokens"),
+        "1,3": Quantity(calibration="cost", run=longer, value="seconds_per_million_tokens"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"columns": ["2x", "hits", "tokens"]}, "other names 'time', which is not among"),
+        (
+            {"rows": [{"run": "original", "label": "a", "evaluations": {"lost": "again"}}]},
+            "row 'a' replaces 'lost', which no column asks for",
+        ),
+        (
+            {"rows": [{"run": "original", "label": "a", "evaluations": {"loss": "agian"}}]},
+            r"tables\.ours\.rows\.0\.evaluations: there is no evaluation 'agian'",
+        ),
+        (
+            {
+                "columns": ["time"],
+                "other": {
+                    "time": {"heading": "s", "calibration": "coast", "value": "peak_gigabytes"}
+                },
+            },
+            r"tables\.ours\.other\.time: there is no calibration 'coast'",
+        ),
+        (
+            {"columns": ["time"], "other": {"time": {"heading": "s", "value": "nll"}}},
+            "value 'nll' is of an evaluation; name one",
+        ),
+        (
+            {"rows": [{"run": "original", "label": "a", "cells": ["1"]}]},
+            "1 cells for 4 columns",
+        ),
+    ],
+)
+def test_a_table_of_ours_that_cannot_be_filled_is_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    """Guards against a column that stays empty for a typing error."""
+    with pytest.raises(SpecError, match=message):
+        plan(write(tmp_path, demo=ours(**changes)))
+
+
+def test_pairs_and_costs_of_runs_name_runs_after_resolution(tmp_path: Path) -> None:
+    """Guards against a judge that guesses, and a verdict on a run that this scale lacks."""
+    loss = {"evaluation": "loss", "context": "2x"}
+    cost = {"calibration": "cost", "value": "seconds_per_million_tokens"}
+    pair = {"below": loss, "above": loss | {"run": {"method": "direct"}}}
+    costs = {"below": cost | {"run": {"method": "pi"}}, "above": cost | {"run": "demo/direct-2x"}}
+    data = yaml.safe_load(ours())
+    data["claims"]["better"]["rule"] = {"kind": "pairs", "pairs": [pair, costs]}
+    rule = job(plan(write(tmp_path, demo=yaml.safe_dump(data)))).claims["better"].rule
+    assert isinstance(rule, Pairs)
+    found = [(pair.below.run, pair.above.run) for pair in rule.pairs]
+    assert found == [("demo/pi-2x", "demo/direct-2x")] * 2
+    costs["above"]["run"] = {"method": "other"}
+    data["decides"] = []
+    claim = job(plan(write(tmp_path, demo=yaml.safe_dump(data)))).claims["better"]
+    assert (claim.rule, claim.outcome) == (None, "not tested at this scale")
+    costs["above"]["context"] = "rows"
+    with pytest.raises(SpecError, match="name a context or a run, and one only"):
         plan(write(tmp_path, demo=yaml.safe_dump(data)))
 
 

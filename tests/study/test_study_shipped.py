@@ -13,6 +13,7 @@ import yaml
 
 from ropewalk.base.canonical import plain
 from ropewalk.report.spec import Exact, JudgeJob, Quantity
+from ropewalk.report.verdict import quantities
 from ropewalk.study.config import SCALES
 from ropewalk.study.load import available
 from ropewalk.study.plan import Plan
@@ -83,19 +84,15 @@ def test_what_a_scale_promises_to_decide_it_measures(study: str, scale: str) -> 
 
 
 def asked(job: JudgeJob) -> Iterator[tuple[str, Quantity]]:
-    """Yield every quantity that a claim, or a printed cell of a table, needs."""
+    """Yield every quantity a claim or a table needs; none beside a cell left out in print."""
     for name, claim in job.claims.items():
-        parts = [claim.rule, *claim.requires]
-        for rule in parts:
-            for field in ("quantity", "baseline", "ascending", "along"):
-                value = getattr(rule, field, None)
-                for quantity in value if isinstance(value, tuple) else [value]:
-                    if quantity is not None:
-                        yield f"claims.{name}", quantity
+        for rule in (claim.rule, *claim.requires):
+            for quantity in quantities(rule) if rule else ():
+                yield f"claims.{name}", quantity
     for name, table in job.tables.items():
         for place, quantity in job.cells[name].items():
             row, column = map(int, place.split(","))
-            if table.rows[row].cells[column]:
+            if not table.rows[row].cells or table.rows[row].cells[column]:
                 yield f"tables.{name}.{place}", quantity
 
 

@@ -16,7 +16,7 @@ from ropewalk.evaluate import intervals
 from ropewalk.report import bounds as bounds_of
 from ropewalk.report import measurements
 from ropewalk.report.estimate import LEVEL, Estimate, by_seed, over_seeds
-from ropewalk.report.measurements import PerRound, PerStep
+from ropewalk.report.measurements import Counted, PerRound, PerStep
 from ropewalk.report.quantities import PERPLEXITIES, SHARES, describe
 from ropewalk.report.samples import (
     Between,
@@ -167,6 +167,9 @@ def _single(measured: Measured, sampling: Sampling) -> Estimate:
     level = LEVEL
     if isinstance(sample, PerRound):
         ends, method, level = measurements.spread(sample.numbers, LEVEL)
+    elif isinstance(sample, Counted):
+        ends = intervals.Interval(low=sample.number, high=sample.number)
+        method = "a count, the same in every repetition"
     elif isinstance(sample, PerStep):
         ends, method = measurements.rise(
             sample, seed=sampling.seed, draws=sampling.draws, level=LEVEL

@@ -75,7 +75,11 @@ def read_material(job: Job) -> Material:
             by_name={key: _result(manifest) for key, manifest in evaluations.items()},
             calibrations={name: _result(manifest) for name, manifest in calibrations.items()},
             trainings={
-                name: {**manifest.result, "calibration": manifest.spec["run"].get("calibration")}
+                name: {
+                    **manifest.result,
+                    "calibration": manifest.spec["run"].get("calibration"),
+                    "start": manifest.spec["run"]["weights"].get("run"),
+                }
                 for name, manifest in runs.items()
             },
             seen={run: _seen(packed, runs[run]) for run, packed in job.many("windows").items()},
@@ -139,6 +143,7 @@ def judge(spec: JudgeJob, material: Material) -> Json:
             "scale": spec.scale,
             "seeds": 1 + max((len(names) for names in spec.replicas.values()), default=0),
             "title": spec.title,
+            "summary": spec.summary,
             "paper": dict(spec.paper),
             "claims": claims,
             "tables": {

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ropewalk.evaluate import intervals
-from ropewalk.report.spec import Quantity
+from ropewalk.report.spec import Measure, Quantity
 from ropewalk.report.wording import count
 
 Json = Mapping[str, Any]
@@ -36,37 +36,40 @@ class PerStep:
     after: npt.NDArray[np.float64]  # [steps]
 
 
-def of_calibration(quantity: Quantity, name: str, results: Mapping[str, Json]) -> PerRound:
-    """Return a value of a shape of a calibration, `study/calibration`.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Counted:
+    """A number that is the same whatever is measured."""
+
+    number: float
+
+
+def of_calibration(
+    quantity: Quantity,
+    name: str,
+    run: str,
+    trainings: Mapping[str, Json],
+    calibrations: Mapping[str, Json],
+) -> PerRound:
+    """Return a value of a shape of a calibration `study/calibration`, or of all steps of a run.
 
     Raises:
-        LookupError: if there is no such calibration, shape or number; says which.
+        LookupError: if there is no such calibration, shape, run or number; says which.
     """
-    if name not in results:
+    if name not in calibrations:
         raise LookupError(f"calibration {name} was not made at this scale")
-    shapes = results[name]["shapes"]
+    shapes = calibrations[name]["shapes"]
+    if quantity.context is None:
+        return _of_steps(quantity.value, _steps(run, name, trainings, calibrations), name)
     if quantity.context not in shapes:
         known = ", ".join(shapes)
         raise LookupError(f"calibration {name} has no shape {quantity.context!r}, only {known}")
-    shape = shapes[quantity.context]
-    seconds = np.asarray(shape["seconds"], dtype=np.float64)
-    if quantity.value == "seconds_per_step":
-        numbers = seconds
-    elif quantity.value == "tokens_per_second":
-        numbers = shape["tokens"] / seconds
-    elif quantity.value == "peak_gigabytes":
-        numbers = np.array([shape["peak_bytes"] / GIGABYTE])
-    elif shape["tokens_that_fit"] is not None:
-        numbers = np.array([shape["tokens_that_fit"]])
-    else:
-        raise LookupError(f"calibration {name} names no memory_gigabytes for tokens to fit into")
-    return PerRound(numbers=numbers, calibration=name)
+    return _of_steps(quantity.value, [(1, shapes[quantity.context])], name)
 
 
 def of_training(
     quantity: Quantity, run: str, trainings: Mapping[str, Json], calibrations: Mapping[str, Json]
-) -> PerRound | PerStep:
-    """Return the seconds of a run by its calibration, or its losses around a switch.
+) -> PerRound | PerStep | Counted:
+    """Return the seconds of a run by its calibration, its losses around a switch, or its tokens.
 
     Raises:
         LookupError: if there is no such training, calibration, shape or switch; says which.
@@ -75,7 +78,14 @@ def of_training(
         raise LookupError(f"{run} was not trained at this scale")
     training = trainings[run]
     if quantity.value == "run_seconds":
-        return _run_seconds(run, training, calibrations)
+        name = str(training.get("calibration"))
+        if name not in calibrations:
+            raise LookupError(f"no calibration knows the seconds of {run}")
+        return _of_steps("run_seconds", _steps(run, name, trainings, calibrations), name)
+    if quantity.value == "trained_tokens":
+        if training.get("start") is None:
+            raise LookupError(f"{run} starts from no other run")
+        return Counted(number=float(training["tokens"]))
     for switch in training.get("switches", ()):
         if str(switch["phase"]) == quantity.context:
             return PerStep(
@@ -85,26 +95,56 @@ def of_training(
     raise LookupError(f"{run} begins no phase {quantity.context}")
 
 
-def _run_seconds(run: str, training: Json, calibrations: Mapping[str, Json]) -> PerRound:
-    name = str(training.get("calibration"))
-    if name not in calibrations:
-        raise LookupError(f"no calibration knows the seconds of {run}")
+def _steps(
+    run: str, name: str, trainings: Mapping[str, Json], calibrations: Mapping[str, Json]
+) -> list[tuple[int, Json]]:
+    """Return the steps of each phase of a run, with the shape of their rows in a calibration.
+
+    Raises:
+        LookupError: if there is no such training, or it takes steps that were not measured.
+    """
     keys = ("length_tokens", "context_tokens", "sequences")
     shapes = {tuple(s[k] for k in keys): s for s in calibrations[name]["shapes"].values()}
-    total = np.zeros(calibrations[name]["rounds"])
-    for phase in training["phases"]:
+    if not trainings.get(run, {}).get("phases"):
+        raise LookupError(f"{run} was not trained at this scale")
+    found = []
+    for phase in trainings[run]["phases"]:
         shape = shapes.get(tuple(phase[k] for k in keys))
         if shape is None:
             raise LookupError(
                 f"calibration {name} has no shape of {phase['sequences']} sequences of "
                 f"{phase['length_tokens']} tokens, as {run} trains on"
             )
-        total += phase["steps"] * np.asarray(shape["seconds"], dtype=np.float64)
-    return PerRound(numbers=total, calibration=name)
+        found.append((phase["steps"], shape))
+    return found
 
 
-def number(sample: PerRound | PerStep) -> float:
-    """Return the median over rounds, or the rise of the mean loss in nats per token."""
+def _of_steps(value: Measure, steps: list[tuple[int, Json]], name: str) -> PerRound:
+    """Return a value of steps of one or more shapes, taken together, in every round."""
+    seconds = np.sum([n * np.asarray(shape["seconds"]) for n, shape in steps], axis=0)
+    tokens = sum(n * shape["tokens"] for n, shape in steps)
+    numbers: npt.NDArray[np.float64]
+    if value == "run_seconds":
+        numbers = seconds
+    elif value == "seconds_per_step":
+        numbers = seconds / sum(n for n, _ in steps)
+    elif value == "tokens_per_second":
+        numbers = tokens / seconds
+    elif value == "seconds_per_million_tokens":
+        numbers = 1e6 * seconds / tokens
+    elif value == "peak_gigabytes":
+        numbers = np.array([max(shape["peak_bytes"] for _, shape in steps) / GIGABYTE])
+    elif all(shape["tokens_that_fit"] is not None for _, shape in steps):
+        numbers = np.array([min(shape["tokens_that_fit"] for _, shape in steps)])
+    else:
+        raise LookupError(f"calibration {name} names no memory_gigabytes for tokens to fit into")
+    return PerRound(numbers=numbers, calibration=name)
+
+
+def number(sample: PerRound | PerStep | Counted) -> float:
+    """Return the median over rounds, the rise of the mean loss in nats per token, or a count."""
+    if isinstance(sample, Counted):
+        return sample.number
     if isinstance(sample, PerRound):
         return float(np.median(sample.numbers))
     return float(sample.after.mean() - sample.before.mean())

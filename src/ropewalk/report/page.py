@@ -71,7 +71,8 @@ def broken_promises(judged: Json) -> list[str]:
 def index_page(
     name: str, scale: str, studies: Mapping[str, Json], accepted: tuple[Accepted, ...] = ()
 ) -> str:
-    """Return the page over all studies."""
+    """Return the page over all studies, those of papers first."""
+    studies = dict(sorted(studies.items(), key=lambda item: not item[1]["paper"]))
     return (
         _environment()
         .get_template("index.html")
@@ -152,6 +153,16 @@ def cell_tables(cells: Sequence[Json]) -> list[Json]:
     return tables
 
 
+def beside(table: Json) -> bool:
+    """Return whether a table has numbers of a paper for ours to stand beside."""
+    return any(cell["printed"] for row in table["rows"] for cell in row["cells"])
+
+
+def measured(row: Json) -> bool:
+    """Return whether a row of a table has a number of ours."""
+    return any("number" in cell for cell in row["cells"])
+
+
 def lost_rows(lost: Sequence[Json]) -> list[Json]:
     """Return counted outcomes by evaluation and run; snapshots that lost the same share a row."""
     names = ("evaluation", "run", "non_finite", "dropped", "truncated")
@@ -207,7 +218,9 @@ def _environment() -> Environment:
         "setting": setting,
         "figure": wording.figure,
         "with_unit": wording.with_unit,
+        "listed": wording.listed,
     }
+    environment.tests |= {"beside": beside, "measured": measured}
     environment.globals |= {
         "symbols": SYMBOLS,
         "meanings": MEANINGS,

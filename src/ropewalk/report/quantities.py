@@ -14,7 +14,7 @@ import numpy as np
 
 from ropewalk.evaluate.reach import reaches
 from ropewalk.report import bounds, measurements
-from ropewalk.report.measurements import PerRound, PerStep
+from ropewalk.report.measurements import Counted, PerRound, PerStep
 from ropewalk.report.samples import (
     Between,
     Measured,
@@ -62,10 +62,12 @@ class Results:
     def key(self, quantity: Quantity) -> tuple[str, str]:
         """Return the key a quantity asks for; a bare evaluation name is the study's own.
 
-        Of a calibration it is its name and no run, of a training no evaluation and its run.
+        Of a shape of a calibration it is its name and no run, of a training no evaluation and its
+        run.
         """
         if quantity.calibration:
-            return f"{self.study}/{quantity.calibration}", ""
+            run = run_name(quantity) if quantity.context is None else ""
+            return f"{self.study}/{quantity.calibration}", run
         if quantity.value in OF_TRAINING:
             return "", run_name(quantity)
         name = quantity.evaluation
@@ -179,13 +181,16 @@ def describe(quantity: Quantity) -> str:
         "score": "score",
         "seconds_per_step": "seconds of a step",
         "tokens_per_second": "speed",
+        "seconds_per_million_tokens": "time of a million tokens",
         "peak_gigabytes": "peak memory of a step",
         "tokens_that_fit": "number of tokens that fit",
         "run_seconds": "seconds of all steps",
         "loss_rise": "rise of the training loss",
+        "trained_tokens": "number of trained tokens",
     }
     if quantity.calibration:
-        return f"{names[quantity.value]} at {quantity.context} ({quantity.calibration})"
+        of = f"at {quantity.context}" if quantity.context else f"of {run_name(quantity)}"
+        return f"{names[quantity.value]} {of} ({quantity.calibration})"
     if quantity.value == "loss_rise":
         return f"rise of the training loss of {run_name(quantity)} at phase {quantity.context}"
     word = {"score": "on", "bound": "against the loss at"}.get(quantity.value, "at")
@@ -203,9 +208,11 @@ def describe(quantity: Quantity) -> str:
 def _beside(quantity: Quantity, name: str, run: str, results: Results) -> Measured | Missing:
     """Return a number that no evaluation gives."""
     try:
-        sample: PerRound | PerStep
+        sample: PerRound | PerStep | Counted
         if quantity.calibration:
-            sample = measurements.of_calibration(quantity, name, results.calibrations)
+            sample = measurements.of_calibration(
+                quantity, name, run, results.trainings, results.calibrations
+            )
         else:
             sample = measurements.of_training(
                 quantity, run, results.trainings, results.calibrations

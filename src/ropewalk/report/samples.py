@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ropewalk.report import bounds
-from ropewalk.report.measurements import PerRound, PerStep
+from ropewalk.report.measurements import Counted, PerRound, PerStep
 from ropewalk.report.spec import Quantity
 
 
@@ -98,7 +98,17 @@ class Measured:
 
     quantity: Quantity
     number: float  # in nats, perplexity, tokens, or a share; a mean over seeds, where several
-    sample: PerUnit | PerDistance | PerTrial | PerPosition | Between | PerRound | PerStep | PerSeed
+    sample: (
+        PerUnit
+        | PerDistance
+        | PerTrial
+        | PerPosition
+        | Between
+        | PerRound
+        | PerStep
+        | Counted
+        | PerSeed
+    )
 
     @property
     def by_seed(self) -> tuple["Measured", ...]:

@@ -29,15 +29,17 @@ def finite(value: float) -> float | None:
 
 
 def cell(quantity: Quantity | None, results: Results, sampling: Sampling) -> Json:
-    """Return our counterpart of a printed cell: the number with its interval, or why there is none.
+    """Return a number of ours in a table with its interval, or why there is none.
 
     Keys: `number`, `low`, `high`, `method`, or `missing`; and `evaluation`, `run`, `snapshot`,
-    `context` where named. A column of steps or contexts is the paper's; those of the cell are ours.
+    `value`, `context` where named. A column of steps or contexts is the paper's; those of the cell
+    are ours.
     """
     if quantity is None:
         return {"missing": "not part of this scale"}
     evaluation, run = results.key(quantity)
     names = {"evaluation": evaluation, "run": run, "snapshot": quantity.snapshot}
+    names["value"] = quantity.value
     if quantity.context is not None:
         names["context"] = quantity.context
     found = extract(quantity, results)
@@ -53,24 +55,29 @@ def number(measured: Measured, sampling: Sampling) -> Json:
 
 
 def table(spec: Table, cells: Mapping[str, Quantity], results: Results, sampling: Sampling) -> Json:
-    """Return a printed table with our counterpart beside every cell.
+    """Return a table with our number in every cell, beside what is printed there.
 
-    `cells` is keyed by `row,column`, both counted from 0. A column's number is `printed` as the
-    paper has it (empty where it prints nothing) and ours.
+    `cells` is keyed by `row,column`, both counted from 0. A cell has what is `printed` as the paper
+    has it (empty where it prints nothing) and ours. `others` are evaluations and calibrations that
+    some columns ask for in place of the table's.
     """
+    others = [column.evaluation or column.calibration for column in spec.other.values()]
     return {
         "title": spec.title,
         "location": spec.location,
         "evaluation": _full(spec.evaluation or spec.calibration, results.study),
         "value": spec.value,
         "by": spec.by,
-        "columns": list(spec.headings or spec.columns),
+        "columns": list(
+            spec.headings or [spec.other[c].heading if c in spec.other else c for c in spec.columns]
+        ),
+        "others": [_full(name, results.study) for name in dict.fromkeys(others) if name],
         "rows": [
             {
                 "label": row.label,
                 "cells": [
                     {"printed": printed, **cell(cells.get(f"{i},{j}"), results, sampling)}
-                    for j, printed in enumerate(row.cells)
+                    for j, printed in enumerate(row.cells or [""] * len(spec.columns))
                 ],
             }
             for i, row in enumerate(spec.rows)

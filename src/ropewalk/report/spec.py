@@ -30,15 +30,34 @@ Measure = Literal[
     # Of a calibration: measurements of the machine it ran on.
     "seconds_per_step",
     "tokens_per_second",
+    "seconds_per_million_tokens",
     "peak_gigabytes",  # most that tensors take during a step; 1 GB is 1e9 bytes
     "tokens_that_fit",  # into the memory that the calibration names, in proportion
     # Of a training itself.
     "run_seconds",  # of all its steps, by its calibration: a measurement too
     "loss_rise",  # mean training loss after the beginning of a phase less that before it
+    "trained_tokens",  # of all its steps, where it starts from another run
 ]
 
-COSTS = ("seconds_per_step", "tokens_per_second", "peak_gigabytes", "tokens_that_fit")
-OF_TRAINING = ("run_seconds", "loss_rise")
+COSTS = (
+    "seconds_per_step",
+    "tokens_per_second",
+    "seconds_per_million_tokens",
+    "peak_gigabytes",
+    "tokens_that_fit",
+)
+OF_TRAINING = ("run_seconds", "loss_rise", "trained_tokens")
+
+
+def _check_source(value: Measure, evaluation: str, calibration: str) -> None:
+    """Refuse a value of something else than what is named."""
+    wanted = (value not in (*COSTS, *OF_TRAINING), value in COSTS)
+    if (bool(evaluation), bool(calibration)) != wanted:
+        source = "a calibration" if wanted[1] else "an evaluation" if wanted[0] else "neither"
+        raise ValueError(
+            f"value {value!r} is of {source}"
+            + ("; name one, and one only" if any(wanted) else " an evaluation nor a calibration")
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,6 +68,7 @@ class Quantity:
     calibration: str = ""
     run: str | Mapping[str, str] = dataclasses.field(default_factory=dict)
     # A run by name (`study/run`), or by axis values; axes not named take the study's main values.
+    # Of a calibration: the run whose steps are meant, all phases together, in place of a shape.
     snapshot: str = "final"  # `final`, `first` (before any step), or a step number
     context: str | None = None
     # label of the context, for losses; of the window, for a bound; name of the preset, for
@@ -62,17 +82,11 @@ class Quantity:
     value: Measure = "nll"
 
     def __post_init__(self) -> None:
-        given = (bool(self.evaluation), bool(self.calibration))
-        wanted = (self.value not in (*COSTS, *OF_TRAINING), self.value in COSTS)
-        if given != wanted:
-            source = "a calibration" if wanted[1] else "an evaluation" if wanted[0] else "neither"
+        _check_source(self.value, self.evaluation, self.calibration)
+        if self.calibration and (self.context is None) == (not self.run):
             raise ValueError(
-                f"value {self.value!r} is of {source}"
-                + (
-                    "; name one, and one only"
-                    if any(wanted)
-                    else " an evaluation nor a calibration"
-                )
+                f"value {self.value!r} of calibration {self.calibration!r} is of a shape or of a "
+                "run: name a context or a run, and one only"
             )
 
     @property
@@ -106,6 +120,27 @@ class Ordering:
     kind: Literal["ordering"] = "ordering"
     ascending: tuple[Quantity, ...]
     margin: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two quantities, the smaller one first."""
+
+    below: Quantity
+    above: Quantity
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """In every pair the second quantity is at least `margin` above the first."""
+
+    kind: Literal["pairs"] = "pairs"
+    pairs: tuple[Pair, ...]
+    margin: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.pairs:
+            raise ValueError("pairs is empty: name at least one pair")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -185,7 +220,7 @@ class Exact:
     at_most: float | None = None
 
 
-Rule = Threshold | Ordering | Trend | Steeper | Predicted | Value | Exact
+Rule = Threshold | Ordering | Pairs | Trend | Steeper | Predicted | Value | Exact
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -205,21 +240,36 @@ class Claim:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """One row of a printed table."""
+    """One row of a table."""
 
     run: str | Mapping[str, str]  # an alias, or axis values of the paper
     label: str
-    cells: tuple[str, ...]  # as printed; empty where the paper prints nothing
+    cells: tuple[str, ...] = ()  # as printed, empty where the paper prints nothing; (): no paper
     snapshot: str = "final"
-    evaluation: str | None = None  # in place of the table's
+    evaluations: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    # an evaluation of the table -> the one that this row has in its place
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Column:
+    """A column that asks for another number than the rest of its table."""
+
+    heading: str
+    value: Measure
+    evaluation: str = ""  # at most one of the two; none for values of a training itself
+    calibration: str = ""  # of the steps of the row's run
+    context: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_source(self.value, self.evaluation, self.calibration)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table of the paper, with what of ours stands beside each cell."""
+    """A table of the paper with what of ours stands beside each cell, or one of ours alone."""
 
     title: str
-    location: str
+    location: str = ""  # of the paper; of ours alone there is none
     evaluation: str = ""  # at most one of the two; with neither the table may be only printed
     calibration: str = ""
     value: Measure = "score"
@@ -228,9 +278,21 @@ class Table:
     by: Literal["context", "snapshot", "evaluation"] = "context"
     headings: tuple[str, ...] = ()  # of the columns, as printed; none: the columns themselves
     context: str | None = None  # for tables by snapshot or by evaluation
+    other: Mapping[str, Column] = dataclasses.field(default_factory=dict)
+    # those of the columns that ask for another number, by label
     rows: tuple[Row, ...]
 
     def __post_init__(self) -> None:
+        unknown = sorted(set(self.other) - set(self.columns))
+        if unknown:
+            raise ValueError(f"other names {unknown[0]!r}, which is not among the columns")
+        known = {self.evaluation, *(column.evaluation for column in self.other.values())}
+        for row in self.rows:
+            if not set(row.evaluations) <= known:
+                raise ValueError(
+                    f"row {row.label!r} replaces {min(set(row.evaluations) - known)!r}, which no "
+                    "column asks for"
+                )
         if self.evaluation and self.calibration:
             raise ValueError("at most one of evaluation and calibration may be given")
         if bool(self.calibration) != (self.value in COSTS):
@@ -254,7 +316,8 @@ class JudgeJob:
     study: str
     scale: str
     title: str
-    paper: Mapping[str, str]  # authors, year, url, ...
+    summary: str = ""
+    paper: Mapping[str, str]  # authors, year, url, ...; empty: a study of no paper
     claims: Mapping[str, Claim]  # quantities name runs as `study/run`
     tables: Mapping[str, Table]
     cells: Mapping[str, Mapping[str, Quantity]]  # table -> "row,column" from 0 -> ours

@@ -84,15 +84,16 @@ def table_csv(judged: Json, name: str) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(
-        "row column printed ours low high interval evaluation run missing convention".split()
+        "row column printed value ours low high interval evaluation run missing convention".split()
     )
-    convention = judged["protocols"].get(table["evaluation"], "")
     for row in table["rows"]:
         for column, cell in zip(table["columns"], row["cells"], strict=True):
             if not cell["printed"] and "number" not in cell:
                 continue
-            keys = "number low high method evaluation run missing".split()
+            keys = "value number low high method evaluation run missing".split()
             values = ["" if cell.get(key) is None else cell[key] for key in keys]
+            measured_by = cell.get("evaluation", table["evaluation"])
+            convention = judged["protocols"].get(measured_by, "")
             writer.writerow([row["label"], column, cell["printed"], *values, convention])
     return stream.getvalue()
 

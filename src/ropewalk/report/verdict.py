@@ -28,6 +28,7 @@ from ropewalk.report.spec import (
     Exact,
     Ordering,
     Outcome,
+    Pairs,
     Predicted,
     Quantity,
     Rule,
@@ -131,6 +132,8 @@ def quantities(rule: Rule) -> tuple[Quantity, ...]:
             return (rule.quantity, *([rule.baseline] if rule.baseline else []))
         case Ordering():
             return rule.ascending
+        case Pairs():
+            return tuple(q for pair in rule.pairs for q in (pair.below, pair.above))
         case Trend() | Steeper() | Predicted():
             return rule.along
         case Value():
@@ -162,7 +165,7 @@ def combine(standings: Sequence[Standing], least: int | None = None) -> Outcome:
 
 
 def _comparisons(
-    rule: Threshold | Ordering | Trend | Steeper | Predicted | Value,
+    rule: Threshold | Ordering | Pairs | Trend | Steeper | Predicted | Value,
     measured: Sequence[Measured],
     evidence: Evidence,
 ) -> tuple[Comparison, ...]:
@@ -176,6 +179,13 @@ def _comparisons(
         case Ordering():
             region = Region(low=rule.margin, strict=True)
             return tuple(_steps(measured, region, sampling))
+        case Pairs():
+            region = Region(low=rule.margin, strict=True)
+            return tuple(
+                step
+                for i in range(0, len(measured), 2)
+                for step in _steps(measured[i : i + 2], region, sampling)
+            )
         case Trend() if rule.direction == "rising":
             return tuple(_steps(measured, Region(low=-rule.slack, strict=True), sampling))
         case Trend():

@@ -16,10 +16,12 @@ UNITS = {
     "score": "",
     "seconds_per_step": "s",
     "tokens_per_second": "tokens per second",
+    "seconds_per_million_tokens": "s",
     "peak_gigabytes": "GB",
     "tokens_that_fit": "tokens",
     "run_seconds": "s",
     "loss_rise": "nat per token",
+    "trained_tokens": "tokens",
     "frequency": "pairs",
     "flops": "FLOP",
     "ratio": "",
@@ -34,7 +36,7 @@ def figure(value: float, unit: Unit) -> str:
         return str(value)
     if unit == "flops":
         text = f"{value:.2e}"
-    elif unit in ("reach", "bound", "tokens_that_fit") or (
+    elif unit in ("reach", "bound", "tokens_that_fit", "trained_tokens") or (
         value == int(value) and 10 <= abs(value) < 1e15
     ):
         text = f"{value:,.0f}"

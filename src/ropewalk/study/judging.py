@@ -8,11 +8,14 @@ from ropewalk.base.spec import suggestion
 from ropewalk.report.spec import (
     OF_TRAINING,
     Claim,
+    Column,
     Exact,
     JudgeJob,
     Ordering,
+    Pairs,
     Predicted,
     Quantity,
+    Row,
     Steeper,
     Table,
     Threshold,
@@ -100,16 +103,24 @@ def judge_job(
     cells: dict[str, dict[str, Quantity]] = {}
     for name, table in file.tables.items():
         cells[name] = {}
-        if table.calibration:
-            _known_calibration(study, table.calibration, f"tables.{name}.calibration", problems)
+        costs = {"calibration": table.calibration}
+        costs |= {f"other.{label}": column.calibration for label, column in table.other.items()}
+        for key, calibration in costs.items():
+            if calibration:
+                _known_calibration(study, calibration, f"tables.{name}.{key}", problems)
         asked = [("evaluation", table.evaluation)]
         asked += [("columns", c) for c in table.columns if table.by == "evaluation"]
-        asked += [(f"rows.{r}", row.evaluation or "") for r, row in enumerate(table.rows)]
+        asked += [(f"other.{label}", column.evaluation) for label, column in table.other.items()]
+        asked += [
+            (f"rows.{r}.evaluations", own)
+            for r, row in enumerate(table.rows)
+            for own in row.evaluations.values()
+        ]
         for key, evaluation in asked:
             if evaluation:
                 _known_evaluation(study, evaluation, f"tables.{name}.{key}", problems)
         for r, row in enumerate(table.rows):
-            if len(row.cells) != len(table.columns):
+            if row.cells and len(row.cells) != len(table.columns):
                 problems.add(
                     f"{study.name}: tables.{name}.rows.{r}: {len(row.cells)} cells for "
                     f"{len(table.columns)} columns"
@@ -119,7 +130,11 @@ def judge_job(
                 continue
             run = counterpart(study, row.run)
             for c, column in enumerate(table.columns):
-                evaluation = row.evaluation or table.evaluation
+                if column in table.other:
+                    other = _of_column(study, table.other[column], row, run, measured)
+                    cells[name] |= {f"{r},{c}": other} if other else {}
+                    continue
+                evaluation = row.evaluations.get(table.evaluation, table.evaluation)
                 evaluation = column if table.by == "evaluation" else evaluation
                 snapshot = snapshot_of(study, column if table.by == "snapshot" else row.snapshot)
                 context = context_of(study, column if table.by == "context" else table.context)
@@ -138,6 +153,7 @@ def judge_job(
         study=study.name,
         scale=scale,
         title=file.title,
+        summary=file.summary,
         paper=file.paper,
         claims=claims,
         tables=file.tables,
@@ -177,10 +193,11 @@ def _resolve(
         if quantity.calibration:
             _known_calibration(study, quantity.calibration, f"{where}.rule", problems)
             shapes = _shapes(study, quantity.calibration)
-            if quantity.context not in shapes:
-                missing.append(f"shape {quantity.context} in {quantity.calibration}")
-            return quantity
-        if quantity.value in OF_TRAINING:
+            if quantity.context is not None:
+                if quantity.context not in shapes:
+                    missing.append(f"shape {quantity.context} in {quantity.calibration}")
+                return quantity
+        if quantity.calibration or quantity.value in OF_TRAINING:
             trained = run_of(study, quantity.run)
             if trained is None or not any(trained in runs for runs in measured.values()):
                 missing.append(f"run {quantity.run or dict(study.file.main)}")
@@ -205,6 +222,12 @@ def _resolve(
         rule = dataclasses.replace(rule, quantity=resolved(rule.quantity), baseline=baseline)
     elif isinstance(rule, Ordering):
         rule = dataclasses.replace(rule, ascending=tuple(map(resolved, rule.ascending)))
+    elif isinstance(rule, Pairs):
+        pairs = tuple(
+            dataclasses.replace(pair, below=resolved(pair.below), above=resolved(pair.above))
+            for pair in rule.pairs
+        )
+        rule = dataclasses.replace(rule, pairs=pairs)
     elif isinstance(rule, Trend | Steeper | Predicted):
         rule = dataclasses.replace(rule, along=tuple(map(resolved, rule.along)))
     elif isinstance(rule, Value):
@@ -235,6 +258,25 @@ def _costs(study: Study, table: Table, row: int) -> dict[str, Quantity]:
         for column, label in enumerate(table.columns)
         if label in _shapes(study, table.calibration)
     }
+
+
+def _of_column(
+    study: Study, column: Column, row: Row, run: str | None, measured: Mapping[str, list[str]]
+) -> Quantity | None:
+    """Return our number in a column that asks for another one than its table, None if none."""
+    if run is None:
+        return None
+    if column.calibration or column.value in OF_TRAINING:
+        if not any(run in runs for runs in measured.values()):
+            return None
+        return Quantity(calibration=column.calibration, run=run, value=column.value)
+    evaluation = row.evaluations.get(column.evaluation, column.evaluation)
+    snapshot, context = snapshot_of(study, row.snapshot), context_of(study, column.context)
+    if run not in measured.get(evaluation, []) or not snapshot or context == "":
+        return None
+    return Quantity(
+        evaluation=evaluation, run=run, snapshot=snapshot, context=context, value=column.value
+    )
 
 
 def _known_calibration(study: Study, name: str, where: str, problems: Problems) -> None:

@@ -184,9 +184,13 @@ class Builder(DataBuilder):
             name = study.file.aliases.get(pattern, pattern)
             matched = [run for run in self.run_names() if fnmatch.fnmatchcase(run, name)]
             if not matched:
+                other = name.partition("/")[0]
+                remedy = f"its study {other!r} is not among the chosen ones"
+                if other in self.studies:
+                    remedy = suggestion(name, self.run_names())
                 self.problems.add(
                     f"{study.name}: evaluations.{evaluation}.runs: {pattern!r} matches no run; "
-                    f"{suggestion(name, self.run_names())}"
+                    f"{remedy}"
                 )
             found += [run for run in matched if run not in found]
         for override in study.evaluation_overrides[evaluation].values():
