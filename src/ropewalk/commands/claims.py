@@ -114,7 +114,7 @@ def _sections(config: Path, scales: Sequence[str]) -> "dict[str, Section]":
     at = {}
     for scale in dict.fromkeys([PAPER, *scales]):
         # A study may lack a scale; one that does not exist at all is refused when it is loaded.
-        there = [n for n in names if scale == PAPER or not known.get(n) or scale in known[n]]
+        there = [n for n in names if scale == PAPER or scale in (known.get(n) or (scale,))]
         chosen = read_config({**data, "scale": scale, "studies": there})
         at[scale] = {n: s.file for n, s in load_studies(chosen, root).items() if n != SHARED}
     sections = {}
