@@ -18,9 +18,9 @@ def parser() -> argparse.ArgumentParser:
         epilog="The workflow itself is `snakemake all`; these commands look at it or run a stage.",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    from ropewalk.commands import doctor, show, stages, why
+    from ropewalk.commands import claims, doctor, show, stages, why
 
-    for module in (show, why, doctor, stages):
+    for module in (show, why, claims, doctor, stages):
         module.register(commands)
     return top
 

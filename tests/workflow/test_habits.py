@@ -141,7 +141,7 @@ def test_an_empty_corpus_stops_its_stage(tmp_path_factory: pytest.TempPathFactor
 
 
 def test_commands_explain_themselves(fresh: Project) -> None:
-    for command in ("show", "why", "doctor", "train", "tokenize", "evaluate", "judge"):
+    for command in ("show", "why", "claims", "doctor", "train", "tokenize", "evaluate", "judge"):
         text = fresh.run("ropewalk", command, "--help").stdout
         assert len(text) > 300, command
     assert sys.version_info[:2] == (3, 11)

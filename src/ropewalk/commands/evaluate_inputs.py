@@ -29,6 +29,7 @@ from ropewalk.data.spec import (
 )
 from ropewalk.model.readers import built, foreign_attention
 from ropewalk.model.spec import Architecture, Rope
+from ropewalk.model.weights import listed
 
 _NAME = "by-hand"  # of the only source of an evaluation by flags
 _SPLIT: Split = "test"
@@ -108,7 +109,7 @@ def model(options: argparse.Namespace) -> Model:
     found = train_inputs.config(name, place)
     try:
         own = built(found)
-        weights = train_inputs.fingerprint(place)
+        weights = train_inputs.fingerprint(listed(place))
     except (StageError, SpecError) as error:
         raise SpecError(f"--model {name}: {error}") from None
     text = found.get_text_config(decoder=True)

@@ -15,12 +15,15 @@ def register(commands: Any) -> None:
         description=(
             "Print every resolved setting of a study at a scale, with its provenance class: "
             "`seed` and `paper` are the authors' own, `repo` their code's, `assumed` our choice "
-            "where they are silent, `scale` a value of this scale that differs from the paper."
+            "where they are silent, `scale` a value of this scale that differs from the paper. "
+            "Last come the runs that adopt published weights, with commit and sha256 once they are "
+            "there."
         ),
         epilog=(
             "The JSON keeps the spec's key paths: runs.<run>.optimizer.lr, "
             "evaluations.<name>.protocol as defined, evaluations.<name>.runs.<study/run>.protocol "
-            "as it applies to one run, data.<stage>.<name>, checks, claims, tables, decides"
+            "as it applies to one run, data.<stage>.<name>, checks, claims, tables, decides; "
+            "adopted.<run> is the origin of published weights"
         ),
     )
     command.add_argument("study", help="a study in papers/, e.g. position_interpolation; or shared")
@@ -31,10 +34,11 @@ def register(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the settings."""
-    from ropewalk.study.show import lines, resolved
+    from ropewalk.study.show import adopted, lines, resolved
 
     plan = plan_of(options)
     shown = resolved(plan, options.study)
+    shown["adopted"] = adopted(plan, options.study, options.config.resolve().parent)
     if options.json:
         print(json.dumps(shown, indent=1, ensure_ascii=False))
     else:

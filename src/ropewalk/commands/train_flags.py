@@ -33,6 +33,12 @@ def add_train(command: argparse.ArgumentParser) -> None:
     )
     add("--weight", action="append", type=float, help="share of each, in the order of --data")
     add("--tokenizer", type=Path, metavar="FOLDER", help="theirs (default: tokenizer/ in --data)")
+    add(
+        "--adopt",
+        action="store_true",
+        help="train nothing: take the weights of --model as they are, as a run whose manifest has "
+        "their origin (commit, sha256); pickled weights are written as safetensors",
+    )
     add("--dry-run", action="store_true", help="say what would be done and print the spec")
     add_rope(
         command,
@@ -47,6 +53,10 @@ def add_train(command: argparse.ArgumentParser) -> None:
 
 def train(options: argparse.Namespace, run: Run) -> int:
     """Train by flags; what that needs is imported when it is done."""
+    if options.adopt:
+        from ropewalk.commands import train_adopt
+
+        return train_adopt.adopt(options, run)
     from ropewalk.commands import train_by_hand
 
     return train_by_hand.train(options, run)

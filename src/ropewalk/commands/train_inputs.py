@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +65,12 @@ class Data:
     tokenizer: Manifest
 
 
-def model(options: argparse.Namespace) -> Model:
+def model(
+    options: argparse.Namespace, weight_files: Callable[[Path], Iterable[Path]] = listed
+) -> Model:
     """Return the model of the flags; architecture and rope are what its config says.
+
+    `weight_files` says which files of a folder are its weights.
 
     Raises:
         SpecError, StageError: if it is absent, holds no safetensors, or is of another family.
@@ -85,7 +89,7 @@ def model(options: argparse.Namespace) -> Model:
     elif name.startswith(_SCRATCH):
         weights = ScratchWeights(seed=options.seed)
     else:
-        weights = PublishedWeights(location=f"by-hand@{fingerprint(place)}")
+        weights = PublishedWeights(location=f"by-hand@{fingerprint(weight_files(place))}")
     return Model(
         name=name,
         weights=weights,
@@ -133,17 +137,14 @@ def config(name: str, place: Path) -> Any:
         raise SpecError(f"--model {name}: {file} cannot be read: {error}") from None
 
 
-def fingerprint(folder: Path) -> str:
-    """Return a digest of the weights in a Hugging Face folder, wherever it lies.
+def fingerprint(weight_files: Iterable[Path]) -> str:
+    """Return a digest of the weights of a model, wherever they lie.
 
     It is part of what a run is. Of every file it takes name, size and 64 evenly spaced samples of
     64 KiB: seconds for what would take minutes, and training moves every weight.
-
-    Raises:
-        StageError: if the folder has no safetensors weights.
     """
     found = []
-    for file in listed(folder):
+    for file in weight_files:
         size = file.stat().st_size
         sampled = hashlib.sha256()
         with file.open("rb") as stream:

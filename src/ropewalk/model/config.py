@@ -5,9 +5,10 @@ from, which transformers' `rope_parameters` do not keep (static NTK becomes anot
 """
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
-from transformers import GPTNeoXConfig, LlamaConfig, PreTrainedConfig
+from transformers import AutoConfig, GPTNeoXConfig, LlamaConfig, PreTrainedConfig
 
 from ropewalk.base.canonical import plain
 from ropewalk.base.spec import SpecError, decode
@@ -94,6 +95,28 @@ def config(
         layer_norm_eps=architecture.norm_epsilon,
         architectures=["GPTNeoXForCausalLM"],
     )
+
+
+def read_config(folder: Path) -> PreTrainedConfig:
+    """Return the config of a Hugging Face folder; no code of a checkpoint is run.
+
+    Raises:
+        StageError: for a folder that has none, or one that transformers cannot read.
+    """
+    if not (folder / "config.json").is_file():
+        problem = "has no config.json" if folder.is_dir() else "does not exist"
+        raise StageError(
+            f"{folder} {problem}: a model is a folder of transformers' save_pretrained"
+        )
+    try:
+        found: PreTrainedConfig = AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except (ValueError, KeyError, OSError) as error:
+        raise StageError(
+            f"{folder / 'config.json'}: transformers cannot read it: {error}"
+        ) from error
+    return found
 
 
 def architecture_of(found: Any) -> Architecture:

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
 from ropewalk.base.spec import SpecError
 from ropewalk.base.stage import StageError
 from ropewalk.model.build import load
-from ropewalk.model.config import architecture_of, config, rope_of
+from ropewalk.model.config import architecture_of, config, read_config, rope_of
 from ropewalk.model.foreign import Foreign
 from ropewalk.model.numerics import applied
 from ropewalk.model.own import Own
@@ -60,7 +60,7 @@ def open_reader(
     with applied(numerics, device, weights_change=False):
         # Parameters made in inference mode could not be read outside of it.
         with torch.inference_mode(False):
-            found = _config(folder)
+            found = read_config(folder)
             files(folder)  # refuses a folder without weights
             reader: Reader
             if built(found) is not None:
@@ -79,27 +79,12 @@ def depends_on_length(folder: Path, rope: Rope | None) -> bool:
     Raises:
         StageError: for a folder without a model.
     """
-    found = _config(folder)
+    found = read_config(folder)
     own = built(found)
     if own is None:
         return _grows(found.to_dict())
     used = rope or own[1]
     return isinstance(used, StringRope) or isinstance(frequencies_of(used), DynamicNtkRope)
-
-
-def _config(folder: Path) -> Any:
-    """Return the config of a folder that has one."""
-    if not (folder / "config.json").is_file():
-        problem = "has no config.json" if folder.is_dir() else "does not exist"
-        raise StageError(
-            f"{folder} {problem}: a model is a folder of transformers' save_pretrained"
-        )
-    try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (ValueError, KeyError, OSError) as error:
-        raise StageError(
-            f"{folder / 'config.json'}: transformers cannot read it: {error}"
-        ) from error
 
 
 def built(found: Any) -> tuple[Architecture, Rope] | None:

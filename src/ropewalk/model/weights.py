@@ -82,18 +82,7 @@ class Files:
             StageError: naming the folder and the first tensor that is missing, unexpected or of
                 another shape.
         """
-        missing = sorted(set(shapes) - set(self.files))
-        unexpected = sorted(
-            name for name in set(self.files) - set(shapes) if not name.endswith(RECOMPUTED)
-        )
-        # A tied output matrix is written by some exporters although it is the embedding.
-        unexpected = [name for name in unexpected if name != _HEAD]
-        if missing or unexpected:
-            what = f"lacks {missing[0]}" if missing else f"has the unexpected {unexpected[0]}"
-            raise StageError(
-                f"{self.folder}: {what} ({len(missing)} missing, {len(unexpected)} unexpected "
-                "tensors); the run's architecture must be that of the checkpoint"
-            )
+        check_names(self.folder, self.files, shapes)
         with contextlib.ExitStack() as stack:
             opened = {
                 path: stack.enter_context(safe_open(path, framework="pt"))
@@ -101,11 +90,7 @@ class Files:
             }
             for name, shape in shapes.items():
                 found = _slice(opened[self.files[name]], name).get_shape()
-                if list(found) != list(shape):
-                    raise StageError(
-                        f"{self.folder}: {name} has shape {list(found)}, the run's architecture "
-                        f"says {list(shape)}"
-                    )
+                check_shape(self.folder, name, found, shape)
 
     def rows(self, name: str, shape: torch.Size, start: int, stop: int) -> torch.Tensor:
         """Return rows of a tensor in the type of the file, reading only these rows."""
@@ -120,6 +105,32 @@ class Files:
         name, path = min(self.files.items())
         with safe_open(path, framework="pt") as opened:
             return str(_slice(opened, name).get_dtype())
+
+
+def check_names(folder: Path, found: Iterable[str], wanted: Iterable[str]) -> None:
+    """Raise StageError, naming the folder and the first tensor, unless the names are a model's."""
+    has, needs = set(found), set(wanted)
+    missing = sorted(needs - has)
+    # A tied output matrix is written by some exporters although it is the embedding.
+    unexpected = sorted(n for n in has - needs if not n.endswith(RECOMPUTED) and n != _HEAD)
+    if missing or unexpected:
+        what = f"lacks {missing[0]}" if missing else f"has the unexpected {unexpected[0]}"
+        raise StageError(
+            f"{folder}: {what} ({len(missing)} missing, {len(unexpected)} unexpected tensors); "
+            "the run's architecture must be that of the checkpoint"
+        )
+
+
+def check_shape(folder: Path, name: str, found: Iterable[int], wanted: Iterable[int]) -> None:
+    """Raise StageError for a tensor of another shape than the model's."""
+    has, needs = list(found), list(wanted)
+    if has != needs:
+        raise StageError(f"{folder}: {name} has shape {has}, the run's architecture says {needs}")
+
+
+def model_name(stored: str) -> str:
+    """Return what a model calls a tensor of its files; the inverse of `stored_name`."""
+    return _HEAD if stored == _NEOX_HEAD else stored
 
 
 def files(folder: Path) -> Files:
@@ -142,12 +153,12 @@ def files(folder: Path) -> Files:
             return Files(files=_renamed(dict.fromkeys(opened.keys(), single)), folder=folder)
     raise StageError(
         f"{folder} has neither {SINGLE} nor {INDEX}: only safetensors checkpoints are read; "
-        "convert others with transformers' save_pretrained"
+        "convert others with transformers' save_pretrained, or adopt them (ropewalk train --adopt)"
     )
 
 
 def _renamed(mapping: Mapping[str, Path]) -> dict[str, Path]:
-    return {_HEAD if name == _NEOX_HEAD else name: path for name, path in mapping.items()}
+    return {model_name(name): path for name, path in mapping.items()}
 
 
 def _slice(opened: Any, name: str) -> Any:

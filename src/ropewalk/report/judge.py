@@ -282,6 +282,9 @@ def _run(manifest: Manifest, provenance: Mapping[str, str]) -> Json:
     settings = []
     for key, value in leaves(manifest.spec["run"]):
         settings.append({"key": key, "value": value, "class": provenance.get(key)})
+    commit = manifest.result.get("origin", {}).get("commit")
+    if commit:  # what the revision that was asked for turned out to be
+        settings.append({"key": "weights.commit", "value": commit, "class": None})
     return {
         "recipe": manifest.recipe,
         "content": manifest.content,

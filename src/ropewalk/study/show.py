@@ -1,9 +1,11 @@
 """Resolved settings with their provenance class: what the authors said, and what is ours."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from ropewalk.base.canonical import leaves, plain
+from ropewalk.base.manifest import MANIFEST, read_manifest
 from ropewalk.base.spec import SpecError, suggestion
 from ropewalk.data.spec import part_name
 from ropewalk.study.data_nodes import Node
@@ -15,7 +17,9 @@ from ropewalk.study.provenance import (
     definition_layers,
     inherited_layers,
 )
+from ropewalk.study.registry import folder
 from ropewalk.study.schema import Study
+from ropewalk.train.spec import PublishedWeights
 
 SECTIONS = (
     "runs",
@@ -80,6 +84,27 @@ def resolved(plan: Plan, study: str) -> dict[str, Any]:
     }
 
 
+def adopted(plan: Plan, study: str, root: Path) -> dict[str, dict[str, Any]]:
+    """Return the runs of a study that are published weights as they are, and where from.
+
+    A run that stands below `root` has the `origin` of its manifest, with commit and sha256 of every
+    file; one that was not adopted yet what its spec asks for.
+    """
+    found = {}
+    for name in plan.studies[study].runs:
+        run = plan.run(f"{study}/{name}")
+        if run.phases or not isinstance(run.weights, PublishedWeights):
+            continue
+        place = folder(
+            "train", plan.config.results, name=plan.config.run_name, study=study, run=name
+        )
+        manifest = root / place / MANIFEST
+        asked = {k: v for k, v in plain(run.weights).items() if k != "kind" and v is not None}
+        made = read_manifest(manifest, verify=False).result if manifest.is_file() else {}
+        found[name] = made.get("origin", asked)
+    return found
+
+
 def settings(shown: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield `(key path, value)` of every setting, section by section; empty sections have none."""
     for section in SECTIONS:
@@ -97,6 +122,12 @@ def lines(shown: Mapping[str, Any]) -> Iterator[str]:
     for title in ("unstated", "inconsistencies", "deviations"):
         for line in shown[title]:
             yield f"{title}: {line}"
+    for run, origin in shown.get("adopted", {}).items():
+        files = origin.get("files")
+        said = ", ".join(f"{key} {value}" for key, value in origin.items() if key != "files")
+        yield f"adopted: {run}: {said}" + ("" if files else " (not yet)")
+        for name, sha256 in (files or {}).items():
+            yield f"adopted: {run}: {name} sha256 {sha256}"
 
 
 def _runs(plan: Plan, study: Study) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from ropewalk.base.files import PARTIAL, read_json, write_json
 from ropewalk.base.manifest import File, damage
 from ropewalk.base.spec import decode
 from ropewalk.base.stage import Job, StageError
-from ropewalk.train import checkpoint, launch, metrics, segments, stop, worker
+from ropewalk.train import checkpoint, launch, metrics, origin, segments, stop, worker
 from ropewalk.train.adopt import adopt
 from ropewalk.train.attempt import (
     SNAPSHOTS,
@@ -26,8 +26,7 @@ from ropewalk.train.attempt import (
 )
 from ropewalk.train.budget import with_steps
 from ropewalk.train.lease import held
-from ropewalk.train.origin import folder_of
-from ropewalk.train.spec import TrainJob
+from ropewalk.train.spec import PublishedWeights, Run, TrainJob
 from ropewalk.train.stop import StoppedEarlyError, StopRequest
 from ropewalk.train.timetable import timetable
 from ropewalk.train.world import alone
@@ -47,15 +46,19 @@ def work(job: Job) -> tuple[Iterable[Path], Mapping[str, Any]]:
     job = _with_steps(job)
     spec: TrainJob = job.spec
     run = spec.run
-    weights = folder_of(job)
+    record = (work_folder(job.folder, job.recipe) if run.phases else job.folder) / origin.RECORD
+    weights = origin.folder_of(job, record)
     with held(job.folder / LEASE) as lease:
         if not run.phases:
+            _note_origin(run, weights, record)
             parameters = adopt(run, weights, job.input("tokenizer"), job.folder / "final")
             nothing = Outcome(from_step=0, step=0, steps=0, tokens=0, parameters=parameters)
-            return _artifact(job, nothing)
+            return _artifact(job, nothing, record)
         given = assignment(job, weights, lease)
         with stop.listening(given.work / worker.STOP) as request:
             _make_work_folder(job, given.work)
+            if not record.is_file():  # of the weights that the first step was made with
+                _note_origin(run, weights, record)
             request.file.unlink(missing_ok=True)
             if run.hardware.processes == 1:
                 with alone(run.hardware) as world:
@@ -67,7 +70,20 @@ def work(job: Job) -> tuple[Iterable[Path], Mapping[str, Any]]:
                 raise StageError(_no_step(given.work, outcome, request))
             raise StoppedEarlyError(outcome.step, outcome.steps)
         checkpoint.prune(given.work / "checkpoints", keep=1, newest=outcome.step)
-        return _artifact(job, outcome)
+        return _artifact(job, outcome, record)
+
+
+def _note_origin(run: Run, folder: Path | None, record: Path) -> None:
+    """Write down, and say, which published weights the run begins with."""
+    if folder is None or not isinstance(run.weights, PublishedWeights):
+        record.unlink(missing_ok=True)
+        return
+    found = origin.origin_of(run.weights, folder)
+    write_json(record, plain(found))
+    done = "begins with" if run.phases else "adopts"
+    print(f"train: {done} {found.where}", flush=True)
+    for name, sha256 in found.files.items():
+        print(f"train: {name} sha256 {sha256}", flush=True)
 
 
 def _with_steps(job: Job) -> Job:
@@ -182,7 +198,7 @@ def _clear_exports(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _artifact(job: Job, outcome: Outcome) -> tuple[list[Path], dict[str, Any]]:
+def _artifact(job: Job, outcome: Outcome, record: Path) -> tuple[list[Path], dict[str, Any]]:
     """Return the exported files and the deterministic facts of the run."""
     spec: TrainJob = job.spec
     snapshots = {
@@ -205,6 +221,7 @@ def _artifact(job: Job, outcome: Outcome) -> tuple[list[Path], dict[str, Any]]:
         "final_step": outcome.step,
         "tokens": outcome.tokens,
         "parameters": outcome.parameters,
+        **origin.fact(record),
         "snapshots": snapshots,
         "phases": [
             {
