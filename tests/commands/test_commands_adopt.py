@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from train_home import Home, exported, process
 from transformers import AutoModelForCausalLM
 
 from ropewalk.base.manifest import read_manifest
-from ropewalk.cli import main
+from ropewalk.cli import main, parser
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -110,6 +112,16 @@ def test_commands_adopting_refuses_what_would_do_nothing(
     assert main(words) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out" / "final").exists()
+
+
+def test_commands_the_lines_of_the_documentation_are_commands() -> None:
+    """Guards against a page whose lines name flags that are gone."""
+    text = (Path(__file__).parents[2] / "docs" / "published.md").read_text().replace("\\\n", " ")
+    found = re.findall(r"^    (ropewalk (?:train|evaluate|show) .*)", text, re.M)
+    parsed = [parser().parse_args(shlex.split(line, comments=True)[1:]) for line in found]
+    assert [options.command for options in parsed] == ["train", "evaluate", "show"]
+    assert parsed[0].adopt
+    assert Path(parsed[1].model).parent == parsed[0].out
 
 
 def test_commands_adopting_random_weights_is_refused(

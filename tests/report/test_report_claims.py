@@ -153,6 +153,16 @@ def test_scales_stand_in_their_own_columns(sample: Path, home: Path) -> None:
     assert rendered(made(home, gpu))[1][0][3:] == ["mini", "small", "gpu"]
 
 
+def test_a_study_may_lack_a_scale(home: Path) -> None:
+    """Guards against a table that cannot be made because of somebody's own small study."""
+    only = STUDY.replace("  small: { claims: { later: null }, decides: [theory] }\n", "")
+    (home / "papers" / "own.yaml").write_text(only)
+    _, own, pi = rendered(made(home))
+    (row,) = [row for row in own if row[0].startswith("later")]
+    assert row[3:] == ["no report yet, promised", "no report yet"]
+    assert len(own) == len(pi) == 3
+
+
 def test_refusals_name_the_file(
     sample: Path, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -100,6 +100,23 @@ def test_evidence_leads_to_recipes_and_contents(judged, sample):
     assert judged["claims"]["theory"]["evidence"]["checks"] == ["figure-5"]
 
 
+def test_a_revision_is_shown_with_its_commit(sample):
+    """Guards against a reader who cannot tell which `main` was measured."""
+    spec = decode(JudgeJob, read_manifest(sample / "judged" / MANIFEST).spec)
+    given = job(sample, spec)
+    base = given.inputs["run:shared/base"]
+    origin = {"hub": "lab/model", "revision": "main", "commit": "c" * 40, "files": {}}
+    adopted = dataclasses.replace(base, result={**base.result, "origin": origin})
+    inputs = {**given.inputs, "run:shared/base": adopted}
+    found = judge.judge(spec, judge.read_material(dataclasses.replace(given, inputs=inputs)))
+    commits = {
+        name: [s["value"] for s in run["settings"] if s["key"] == "weights.commit"]
+        for name, run in found["runs"].items()
+    }
+    assert commits.pop("shared/base") == ["c" * 40]
+    assert not any(commits.values())
+
+
 def test_settings_carry_their_class(judged):
     by_key = {s["key"]: s for s in judged["runs"]["pi/interpolated"]["settings"]}
     assert by_key["optimizer.lr"] == {"key": "optimizer.lr", "value": 2e-4, "class": "paper"}

@@ -8,9 +8,10 @@ import pytest
 from study_samples import DEMO, SHARED, changed, plan, write
 
 from ropewalk.base.canonical import leaves
+from ropewalk.base.manifest import write_manifest
 from ropewalk.base.spec import SpecError
 from ropewalk.cli import main
-from ropewalk.study.show import CLASSES, SECTIONS, lines, resolved
+from ropewalk.study.show import CLASSES, SECTIONS, adopted, lines, resolved
 
 MINI_SHARED = """
 scales:
@@ -172,3 +173,35 @@ def test_lines_say_all_that_the_json_says(tmp_path: Path) -> None:
     text = "\n".join(lines(shown))
     for path, kind in shown["provenance"].items():
         assert f"{kind:8} {path} = " in text
+
+
+def test_published_weights_are_shown_with_what_they_turned_out_to_be(tmp_path: Path) -> None:
+    """Guards against a name such as main that passes for a checkpoint."""
+    released = {
+        ("models", "released"): {
+            "architecture": "small",
+            "tokenizer": "bpe",
+            "weights": {"kind": "published", "hub": "lab/model", "revision": "main"},
+        },
+        ("runs", "released"): {"name": "released", "spec": {"model": "released"}},
+    }
+    made = plan(write(tmp_path, shared=changed(SHARED, released)))
+    asked = {"released": {"hub": "lab/model", "revision": "main"}}
+    assert adopted(made, "shared", tmp_path) == asked
+    shown = {**resolved(made, "shared"), "adopted": asked}
+    assert list(lines(shown))[-1] == "adopted: released: hub lab/model, revision main (not yet)"
+
+    folder = tmp_path / "results" / "paper" / "runs" / "shared" / "released"
+    (folder / "final").mkdir(parents=True)
+    (folder / "final" / "model.safetensors").write_bytes(b"weights")
+    origin = {**asked["released"], "commit": "0" * 40, "files": {"model.safetensors": "ab"}}
+    files = [folder / "final" / "model.safetensors"]
+    write_manifest(
+        folder, stage="train", spec={}, inputs={}, files=files, result={"origin": origin}
+    )
+    assert adopted(made, "shared", tmp_path) == {"released": origin}
+    said = list(lines({**shown, "adopted": {"released": origin}}))[-2:]
+    assert said == [
+        f"adopted: released: hub lab/model, revision main, commit {'0' * 40}",
+        "adopted: released: model.safetensors sha256 ab",
+    ]

@@ -21,13 +21,20 @@ from ropewalk.data.shards import ShardWriter
 from ropewalk.data.spec import PackJob, Share, Windows
 from ropewalk.evaluate import check as check_stage
 from ropewalk.evaluate import stage as evaluate_stage
-from ropewalk.evaluate.spec import CheckJob, EvaluateJob, Protocol, check_module, protocol_module
+from ropewalk.evaluate.spec import (
+    CheckJob,
+    EvaluateJob,
+    PackedWindows,
+    Protocol,
+    check_module,
+    protocol_module,
+)
 from ropewalk.model.spec import Architecture, Numerics, Rope
 from ropewalk.report import bounds
 from ropewalk.report.compare import Sampling
 from ropewalk.report.quantities import Results
 from ropewalk.report.spec import JudgeJob
-from ropewalk.report.verdict import Evidence, Verdict, judge_claim
+from ropewalk.report.verdict import Evidence, judge_claim
 from ropewalk.study.plan import Plan
 from ropewalk.train import stage as train_stage
 from ropewalk.train.spec import (
@@ -51,27 +58,37 @@ def study(name: str) -> JudgeJob:
     return plan.node("judge", {"name": "mini", "study": name}).spec
 
 
-def verdict(study_name: str, claim: str, **evidence: Any) -> Verdict:
-    """Return the study's verdict on a claim from results and checks by name."""
+def outcome(
+    study_name: str,
+    claim: str,
+    *,
+    evaluations: Mapping[tuple[str, str], Json] | None = None,
+    checks: Mapping[str, Json] | None = None,
+    trainings: Mapping[str, Json] | None = None,
+    calibrations: Mapping[str, Json] | None = None,
+    predicted: Mapping[str, float] | None = None,
+) -> str:
+    """Return what a study says of its claim, by its own rule, from results by name.
+
+    A name of an evaluation is (evaluation, study/run), of the others what the claim calls them.
+    """
     results = Results(
         study=study_name,
-        by_name={
-            (f"{study_name}/{evaluation}", run): result
-            for (evaluation, run), result in evidence.get("evaluations", {}).items()
-        },
-        calibrations=evidence.get("calibrations", {}),
-        trainings=evidence.get("trainings", {}),
+        by_name={(f"{study_name}/{e}", run): r for (e, run), r in (evaluations or {}).items()},
+        calibrations=calibrations or {},
+        trainings=trainings or {},
     )
-    found = Evidence(
+    evidence = Evidence(
         scale="mini",
         results=results,
-        checks=evidence.get("checks", {}),
+        checks=checks or {},
         sampling=Sampling(draws=500, seed=0),
-        predicted=evidence.get("predicted", {}),
+        predicted=predicted or {},
     )
-    judged = judge_claim(study(study_name).claims[claim], found)
-    assert judged.outcome not in ("error", "not tested at this scale"), judged.reason
-    return judged
+    verdict = judge_claim(study(study_name).claims[claim], evidence)
+    assert verdict.outcome not in ("error", "not tested at this scale"), verdict.reason
+    print(f"{claim}: {verdict.outcome}. {verdict.reason}")
+    return verdict.outcome
 
 
 class Bench:
@@ -80,7 +97,7 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.tokenizer = self._tokenizer()
-        self.texts = self.tokens("texts", [written.text(i, 1100) for i in range(16)])
+        self.texts = self.tokens("texts", [written.text(i, 1100) for i in range(32)])
 
     def _tokenizer(self) -> Manifest:
         folder = self.folder / "tokenizer"
@@ -99,7 +116,9 @@ class Bench:
             folder, stage="tokenizer", spec={}, inputs={}, files=files, result=facts
         )
 
-    def tokens(self, name: str, documents: Sequence[np.ndarray], *, prompts: bool = False) -> Manifest:
+    def tokens(
+        self, name: str, documents: Sequence[np.ndarray], *, prompts: bool = False
+    ) -> Manifest:
         """Write documents as tokens; of `prompts` only the last token is a target."""
         folder = self.folder / name
         shape = {"vocabulary_size": written.VOCABULARY, "shard_tokens": 1 << 20}
@@ -134,7 +153,7 @@ class Bench:
         )
 
     def model(
-        self, abilities: Abilities = Abilities(), shape: Architecture = written.SHAPE
+        self, abilities: Abilities = written.PLAIN, shape: Architecture = written.SHAPE
     ) -> Path:
         """Return the folder of a written model."""
         key = [*dataclasses.astuple(abilities), shape.context_tokens, shape.rope_base]
@@ -147,7 +166,7 @@ class Bench:
         *phases: Phase,
         tokens: Manifest | None = None,
         policy: Any = "concat",
-        abilities: Abilities = Abilities(),
+        abilities: Abilities = written.PLAIN,
         shape: Architecture = written.SHAPE,
         **settings: Any,
     ) -> Manifest:
@@ -220,7 +239,13 @@ class Bench:
                 dataclasses.replace(job, chosen=importlib.import_module(module))
             ),
             chosen=module,
-            spec=CheckJob(check=kind),
+            spec=CheckJob(
+                check=kind,
+                windows={
+                    label: PackedWindows(windows=label, length_tokens=m.spec["length_tokens"])
+                    for label, m in windows.items()
+                },
+            ),
             inputs={f"windows:{label}": m.folder / MANIFEST for label, m in windows.items()},
             folder=folder,
         )

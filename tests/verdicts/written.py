@@ -2,13 +2,13 @@
 
 One layer with two heads. Its text comes in blocks of one topic, and a word tells only its topic.
 
-* The *topic head* guesses the topic of the next word from the words before it. Its attention to
-  the word s tokens back is exp(C cos(s theta)) for one pair of dimensions: near words count, and so
-  do words a whole period of that pair back, which are of another topic. So the loss is low until the
-  text is as long as the period, and leaves it there. In a window that is shorter than the period the
-  pair completes no turn: it is the critical pair of arXiv 2310.05209, and the period under another
-  base its bound. A slower rotation (interpolation, a larger base) moves the period away, and blurs
-  what is near.
+* The *topic head* guesses the topic of the next word from the words before it. Its attention to the
+  word s tokens back is exp(C cos(s theta)) for one pair of dimensions: near words count, and so do
+  words a whole period of that pair back, which are of another topic. So the loss is low until the
+  text is as long as the period, and leaves it there. In a window that is shorter than the period
+  the pair completes no turn: it is the critical pair of arXiv 2310.05209, and the period under
+  another base its bound. A slower rotation (interpolation, a larger base) moves the period away,
+  and blurs what is near.
 * The *finder head* looks from a key for the value that was shown with it; to one s tokens back its
   logit is M cos(s theta), so that it finds nothing beyond a distance.
 
@@ -31,7 +31,7 @@ RESERVED = 2 * KEYS  # keys and values, from id 2 on, as recall documents have t
 TOPICS, WORDS = 16, 4  # topics, and words of each
 FIRST_WORD = 2 + RESERVED
 VOCABULARY = FIRST_WORD + TOPICS * WORDS
-BLOCK = 64  # words of one topic in a row
+BLOCK = 96  # words of one topic in a row
 HEAD = 32  # dimensions of a head
 WINDOW = 64  # of pretraining, in tokens
 
@@ -40,7 +40,7 @@ CONSTANT, OTHER, KEY = 0, 1, 2
 TOPIC_IN, VALUE_IN = slice(3, 3 + TOPICS), slice(19, 19 + KEYS)
 TOPIC_OUT, VALUE_OUT = slice(27, 27 + TOPICS), slice(43, 43 + KEYS)
 TOPIC_PAIR, FINDER_PAIR = 5, 7
-TOPIC_LOGIT, VALUE_LOGIT = 5.0, 12.0
+TOPIC_LOGIT, VALUE_LOGIT = 3.0, 12.0
 
 SHAPE = Architecture(
     layers=1,
@@ -63,12 +63,15 @@ class Abilities:
     can_learn: bool = False  # the finder asks by every pair, so that training can choose others
 
 
+PLAIN = Abilities()
+
+
 def period(pair: int = TOPIC_PAIR, base: float = SHAPE.rope_base) -> float:
     """Return the tokens in which a pair turns once."""
     return 2 * np.pi / float(plain_frequencies(base, HEAD)[pair])
 
 
-def write(folder: Path, abilities: Abilities = Abilities(), shape: Architecture = SHAPE) -> Path:
+def write(folder: Path, abilities: Abilities = PLAIN, shape: Architecture = SHAPE) -> Path:
     """Write the model as a Hugging Face folder of plain rope, and return the folder."""
     from transformers import LlamaForCausalLM
 

@@ -1,11 +1,12 @@
 """Checks of PoSE (arXiv 2309.10400): distances that an example covers, and what a step costs."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from ropewalk.base.rng import generator
+from ropewalk.base.stage import StageError
 from ropewalk.evaluate.coverage import covered, scattered_far, two_chunks
 from ropewalk.evaluate.findings import Check, Findings, Series, series, thinned
 from ropewalk.model.flops import attended_pairs, step_flops
@@ -18,6 +19,8 @@ from ropewalk.model.spec import (
     RandPosPositions,
 )
 
+Place = Callable[[Positions, int, list[np.random.Generator]], np.ndarray]  # see `position_ids`
+LARGEST_DEVIATION = 8.0  # standard errors; sound draws stay below 5
 GROUPS = (1, 8, 64)  # examples whose distances are put together
 WINDOWS = (2, 4, 8)  # of the targets of figure 3
 
@@ -42,8 +45,10 @@ class PoseCoverage:
         if self.draws < GROUPS[-1]:
             raise ValueError(f"draws {self.draws} is below {GROUPS[-1]}, the largest group")
 
-    def run(self) -> Findings:
+    def run(self, place: Place = position_ids) -> Findings:
         """Draw examples with the sampler that training uses, and compare with closed forms.
+
+        `place` is that sampler. Numbers in closed form are given only of rows that it draws.
 
         The ways are `two` and `three` chunks, two with the `short_first` rule of lengths, two with
         a `random_first` position (version 1 of the paper), and `randpos`. For each:
@@ -60,6 +65,9 @@ class PoseCoverage:
         distance than a random one; `lengths_difference` the largest difference that the rule of
         lengths makes; `three_over_two` how many times likelier three chunks cover a distance from
         the window on than two.
+
+        Raises:
+            StageError: if rows as they are drawn do not cover distances as the closed form says.
         """
         target, window = self.target_tokens, self.window_tokens
         eighths = {k: k * target // 8 for k in range(1, 8)}
@@ -68,21 +76,21 @@ class PoseCoverage:
         curves: dict[str, Series] = {}
         exact: dict[str, np.ndarray] = {}
         for way, positions in self._ways().items():
-            found, together = self._drawn(way, positions)
+            found, together = self._drawn(way, positions, place)
             numbers |= {f"{way}_at_{k}_of_8": float(found[at]) for k, at in eighths.items()}
             numbers[f"{way}_far_mean"] = float(found[window:].mean())
             numbers |= {f"{way}_share_after_{n}": share for n, share in together.items()}
             curves[way] = series(shown, found[shown])
             if isinstance(positions, RandPosPositions):
                 far = scattered_far(window, target)
-                numbers[f"{way}_deviation"] = self._deviation(found[-len(far) :], far)
+                numbers[f"{way}_deviation"] = self._sound(way, found[-len(far) :], far)
             elif positions.chunks == 2:
                 exact[way] = p = two_chunks(positions, window)
                 numbers |= {f"{way}_exact_at_{k}_of_8": float(p[at]) for k, at in eighths.items()}
                 numbers[f"{way}_exact_far_mean"] = float(p[window:].mean())
                 for n, name in [*((n, str(n)) for n in GROUPS), (self.examples, "training")]:
                     numbers[f"{way}_exact_share_after_{name}"] = float((1 - (1 - p) ** n).mean())
-                numbers[f"{way}_deviation"] = self._deviation(found, p)
+                numbers[f"{way}_deviation"] = self._sound(way, found, p)
                 curves[f"{way}_exact"] = series(shown, p[shown])
         numbers["three_over_two"] = numbers["three_far_mean"] / numbers["two_far_mean"]
         numbers["lengths_difference"] = float(np.abs(exact["two"] - exact["short_first"]).max())
@@ -101,7 +109,7 @@ class PoseCoverage:
         }
 
     def _drawn(
-        self, way: str, positions: PosePositions | RandPosPositions
+        self, way: str, positions: PosePositions | RandPosPositions, place: Place
     ) -> tuple[np.ndarray, dict[int, float]]:
         """Return how often a distance was covered, float64 [Lt], and shares by size of group."""
         counts = np.zeros(self.target_tokens, dtype=np.int64)
@@ -109,7 +117,7 @@ class PoseCoverage:
         totals = dict.fromkeys(GROUPS, 0)
         for draw in range(self.draws):
             rng = generator(self.seed, f"pose coverage {way}", draw)
-            ids = position_ids(positions, self.window_tokens, [rng])[0]
+            ids = place(positions, self.window_tokens, [rng])[0]
             found = covered(ids, self.target_tokens)
             counts += found
             for n, union in unions.items():
@@ -119,6 +127,16 @@ class PoseCoverage:
                     union[:] = False
         shares = {n: totals[n] / (self.draws // n * self.target_tokens) for n in GROUPS}
         return counts / self.draws, shares
+
+    def _sound(self, way: str, found: np.ndarray, p: np.ndarray) -> float:
+        deviation = self._deviation(found, p)
+        if deviation > LARGEST_DEVIATION:
+            raise StageError(
+                f"pose coverage, {way}: rows as training draws them cover some distance "
+                f"{deviation:.0f} standard errors more or less often than the closed form says; at "
+                f"most {LARGEST_DEVIATION:g} can be chance: positions are not placed as they should"
+            )
+        return deviation
 
     def _deviation(self, found: np.ndarray, p: np.ndarray) -> float:
         error = np.sqrt(self.draws * p * (1 - p) + 1) / self.draws
@@ -141,9 +159,10 @@ class PoseCost:
     sequences: int = 16  # of a step
     seed: int = 0
 
-    def run(self) -> Findings:
+    def run(self, place: Place = position_ids) -> Findings:
         """Count the matrix products of a step, `flops.step_flops`, from the rows it reads.
 
+        `place` gives the positions of a row, and so its tokens.
         `pose_at_<n>x` and `full_at_<n>x` are FLOPs of a step with a target of n windows, of PoSE
         and of full-length training; `pose_growth` and `full_growth` those at 8 windows over those
         at 2; `full_over_pose` full-length training over PoSE at 8. Recomputed activations and what
@@ -153,8 +172,8 @@ class PoseCost:
         for windows in WINDOWS:
             target = windows * self.window_tokens
             pose = PosePositions(target_tokens=target)
-            flops["pose"][windows] = self._step(pose, self.window_tokens)
-            flops["full"][windows] = self._step(NaturalPositions(), target)
+            flops["pose"][windows] = self._step(pose, self.window_tokens, place)
+            flops["full"][windows] = self._step(NaturalPositions(), target, place)
         numbers = {
             f"{method}_at_{windows}x": float(count)
             for method, counts in flops.items()
@@ -167,10 +186,10 @@ class PoseCost:
         curves = {m: series(targets, np.array(list(c.values()))) for m, c in flops.items()}
         return Findings(numbers=numbers, series=curves)
 
-    def _step(self, positions: Positions, tokens: int) -> int:
+    def _step(self, positions: Positions, tokens: int, place: Place) -> int:
         """Return the FLOPs of a step whose rows have `tokens` tokens; a row is one document."""
         rngs = [generator(self.seed, "pose cost", row) for row in range(self.sequences)]
-        rows = [len(position_ids(positions, tokens, [rng])[0]) for rng in rngs]
+        rows = [len(place(positions, tokens, [rng])[0]) for rng in rngs]
         architecture = Architecture(
             layers=self.layers,
             hidden=self.hidden,
