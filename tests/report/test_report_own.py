@@ -13,7 +13,9 @@ from report_sample import q
 from test_report_page import Reader
 
 from ropewalk.base.files import read_json
-from ropewalk.report import page, stage
+from ropewalk.report import accounts, page, stage
+from ropewalk.report.drawn import Look, by_evaluation, conventions
+from ropewalk.report.quantities import Results
 from ropewalk.report.spec import Column, Measure, Quantity, Row, Table
 
 DASH = "\N{EN DASH}"
@@ -132,6 +134,44 @@ def test_its_csv_says_what_each_number_is_and_how_it_was_measured(own: Path) -> 
         assert line["printed"] == ""
         assert line["convention"] == found["protocols"].get(cell["evaluation"], "")
     assert {line["value"] for line in lines if not line["convention"]} == {"trained_tokens"}
+
+
+def test_evaluations_that_try_other_ropes_are_lines_of_one_panel() -> None:
+    """Guards against a figure of a dozen panels with a line each, and two evaluations mixed up."""
+
+    def found(run: str, rope: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+        return {"key": {"weights": run, "seed": 0, "rope": rope, **more}}
+
+    linear, ntk = {"kind": "linear", "factor": 4.0}, {"kind": "ntk", "factor": 4.0}
+    by_name = {
+        ("s/loss", "a"): found("a"),
+        ("s/loss", "b"): found("b"),
+        ("s/loss_linear", "a"): found("a", linear),
+        ("s/loss_ntk", "a"): found("a", ntk),
+        ("s/both", "a"): found("a", ntk),
+        ("s/both", "b"): found("b", ntk),
+        ("s/other", "a"): found("a", ntk, seed=1),
+    }
+    variants = accounts.variants(Results(study="s", by_name=by_name))
+    assert variants == dict.fromkeys(("s/both", "s/loss_linear", "s/loss_ntk"), "s/loss")
+    series = [{"evaluation": evaluation, "run": run} for evaluation, run in by_name]
+    look = Look(study="s", styles={"a": 0, "b": 1}, variants=variants)
+    panels = {
+        title: [(s["label"], s["style"]) for s in lines]
+        for title, lines in by_evaluation(series, look)
+    }
+    assert panels == {
+        "loss": [("a", 0), ("b", 1)],
+        "loss of a, other ropes": [("loss_linear", 0), ("loss_ntk", 1)],
+        "both": [("a", 0), ("b", 1)],
+        "other": [("a", 0)],
+    }
+    judged = {"protocols": {evaluation: f"P of {evaluation}." for evaluation, _ in by_name}}
+    said = conventions(series, judged, look)
+    assert said == (
+        "loss: P of s/loss. other: P of s/other. both, loss_linear and loss_ntk: as loss, read "
+        "with other ropes, each named by its protocol."
+    )
 
 
 def test_the_data_of_a_study_of_no_paper_follow_the_schema(own: Path) -> None:

@@ -1,4 +1,4 @@
-"""What evaluations measured sample by sample, what they cost and what they lost: for tables."""
+"""What evaluations measured sample by sample, cost and lost, and which repeat another one."""
 
 from typing import Any
 
@@ -40,6 +40,17 @@ def cost(results: Results) -> list[Json]:
         | result["cost"]
         for (evaluation, run), result in sorted(results.by_name.items())
     ]
+
+
+def variants(results: Results) -> dict[str, str]:
+    """Return evaluations that repeat another one of a run under another rope -> the other one."""
+    found: dict[str, str] = {}
+    for (evaluation, run), result in results.shown:
+        key = result["key"]
+        for (other, same), usual in results.shown if key["rope"] else ():
+            if same == run and usual["key"] == {**key, "rope": None}:
+                found.setdefault(evaluation, other)
+    return found
 
 
 def lost(results: Results) -> list[Json]:

@@ -409,9 +409,9 @@ def _what(arms: Arms) -> str:
     if arms.baseline is None:
         return subject
     baseline = describe(arms.baseline.quantity)
-    if subject == baseline:  # one run, measured in two ways
-        subject += f" by {arms.subject.quantity.evaluation}"
-        baseline += f" by {arms.baseline.quantity.evaluation}"
+    by = arms.subject.quantity.evaluation, arms.baseline.quantity.evaluation
+    if by[0] != by[1]:
+        subject, baseline = f"{subject} by {by[0]}", f"{baseline} by {by[1]}"
     return f"{subject} {_RELATION[arms.compare]} the {baseline}"
 
 

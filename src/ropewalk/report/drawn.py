@@ -6,7 +6,7 @@ from itertools import groupby
 from typing import Any
 
 from ropewalk.report.svg import Line, Panel, render
-from ropewalk.report.wording import figure, span
+from ropewalk.report.wording import figure, listed, span
 
 Json = Mapping[str, Any]
 
@@ -27,6 +27,8 @@ class Look:
 
     study: str
     styles: Mapping[str, int]
+    variants: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    # evaluations that repeat another one under another rope -> the other one
 
     def label(self, name: str) -> str:
         """Return a run's or evaluation's name without the study it shares with the page."""
@@ -46,35 +48,65 @@ def grouped(series: Sequence[Json], key: str) -> list[tuple[str, list[Json]]]:
     return [(name, list(group)) for name, group in groupby(ordered, key=lambda s: s[key])]
 
 
+def by_evaluation(series: Sequence[Json], look: Look) -> list[tuple[str, list[Json]]]:
+    """Return the panels of a figure: title, and series that know their `label` and `style`.
+
+    A panel is an evaluation, a line one of its runs. Evaluations that only try other ropes on one
+    run would be panels of one line each; they are lines of one panel.
+    """
+    panels: dict[str, list[Json]] = {}
+    for evaluation, group in grouped(series, "evaluation"):
+        name, of = look.label(evaluation), look.variants.get(evaluation)
+        if of is None or len(group) > 1:
+            lines = [{"label": look.label(s["run"]), "style": look.styles[s["run"]]} for s in group]
+            panels[name] = [{**s, **own} for s, own in zip(group, lines, strict=True)]
+            continue
+        run = group[0]["run"]
+        panel = panels.setdefault(f"{look.label(of)} of {look.label(run)}, other ropes", [])
+        panel.append({**group[0], "label": name, "style": len(panel)})
+    return list(panels.items())
+
+
 def conventions(series: Sequence[Json], judged: Json, look: Look) -> str:
     """Return how the evaluations of a figure measure: no number without its convention."""
     names = sorted({s["evaluation"] for s in series})
-    return " ".join(f"{look.label(name)}: {judged['protocols'][name]}" for name in names)
+    said = [
+        f"{look.label(name)}: {judged['protocols'][name]}"
+        for name in names
+        if look.variants.get(name) not in names
+    ]
+    for of in names:
+        again = [look.label(name) for name in names if look.variants.get(name) == of]
+        if again:
+            other = "another rope" if len(again) == 1 else "other ropes, each named by its protocol"
+            said.append(f"{listed(again)}: as {look.label(of)}, read with {other}.")
+    return " ".join(said)
 
 
-def line(series: Json, look: Look, value: str = "number", **more: Any) -> Line:
+def line(series: Json, value: str = "number", *, bounded: bool = True, **more: Any) -> Line:
     """Return the line of one run with its intervals, if all of its points have closed ones.
 
     `value` is the key of a number; its ends are `low` and `high`, or `<value>_low` and so on.
+    Without `bounded` there are none.
     """
     points = series["points"]
     low, high = ("low", "high") if value == "number" else (f"{value}_low", f"{value}_high")
-    closed = all(p.get(low) is not None and p.get(high) is not None for p in points)
+    closed = bounded and all(p.get(low) is not None and p.get(high) is not None for p in points)
     return Line(
-        label=look.label(series["run"]),
+        label=series["label"],
         x=[p["x"] for p in points],
         y=[p[value] for p in points],
         low=[p[low] for p in points] if closed else (),
         high=[p[high] for p in points] if closed else (),
-        style=look.styles[series["run"]],
+        style=series["style"],
         **more,
     )
 
 
-def described(what: str, group: Sequence[Json], look: Look, at: str, unit: str) -> str:
+def described(what: str, group: Sequence[Json], at: str, unit: str) -> str:
     """Return every number of a panel, for readers who cannot see it."""
     said = "; ".join(
-        f"{look.label(s['run'])}: "
+        f"{s['label']}: "
         + ", ".join(
             f"{figure(p['number'], unit)} ({span(p['low'], p['high'], unit)}) {at} {p['x']:,}"
             for p in s["points"]

@@ -7,6 +7,7 @@ from ropewalk.report.drawn import (
     Drawn,
     Json,
     Look,
+    by_evaluation,
     conventions,
     described,
     drawn,
@@ -23,7 +24,8 @@ def figures(judged: Json) -> list[Drawn]:
     data = judged["figures"]
     study = judged["study"]
     runs = sorted({s["run"] for found in data.values() for s in found if "run" in s})
-    look = Look(study=study, styles={run: index for index, run in enumerate(runs)})
+    styles = {run: index for index, run in enumerate(runs)}
+    look = Look(study=study, styles=styles, variants=judged["variants"])
     found = [
         _by_context(data["perplexity_by_context"], data["paper_by_context"], judged, look),
         _by_step(data["by_step"], "perplexity", judged, look),
@@ -45,32 +47,34 @@ def _by_context(
     if not ours:
         return None
     panels = []
-    for number, (evaluation, group) in enumerate(grouped(ours, "evaluation")):
+    for number, (title, group) in enumerate(by_evaluation(ours, look)):
         ticks = {p["x"]: p["label"] for s in group for p in s["points"]}
         panels.append(
             Panel(
                 name=f"context-{number}",
-                title=f"Ours: {look.label(evaluation)}",
-                description=described(
-                    "Perplexity against context", group, look, "at", "perplexity"
-                ),
+                title=f"Ours: {title}",
+                description=described("Perplexity against context", group, "at", "perplexity"),
                 x_label="context, tokens",
                 y_label="perplexity",
                 x_scale="log",
                 y_scale="log",
                 x_ticks=tuple((x, f"{x:,}\n{ticks[x]}") for x in sorted(ticks)),
-                lines=tuple(line(s, look) for s in group),
+                lines=tuple(line(s) for s in group),
             )
         )
     for number, (name, rows) in enumerate(grouped(paper, "table")):
         panels.append(_paper_panel(f"paper-{number}", judged["tables"][name], rows))
     caption = (
         "Final perplexity against the context read, with 95 % intervals over documents (the "
-        "differences that decide claims are paired, and sharper). Beside it the rows of the paper "
-        "that have a counterpart here, redrawn from its tables; a hollow triangle at the upper "
-        "edge is a value printed only as a bound. Models, texts and tokenizers differ: compare the "
-        "shapes, not the heights. " + conventions(ours, judged, look)
+        "differences that decide claims are paired, and sharper). "
     )
+    if paper:
+        caption += (
+            "Beside it the rows of the paper that have a counterpart here, redrawn from its "
+            "tables; a hollow triangle at the upper edge is a value printed only as a bound. "
+            "Models, texts and tokenizers differ: compare the shapes, not the heights. "
+        )
+    caption += conventions(ours, judged, look)
     return drawn("perplexity-context", "Perplexity against context", caption, panels)
 
 
@@ -113,20 +117,18 @@ def _paper_panel(name: str, table: Json, rows: Sequence[Json]) -> Panel:
 def _by_step(series: Sequence[Json], value: str, judged: Json, look: Look) -> Drawn | None:
     panels = []
     chosen = [s for s in series if s["value"] == value]
-    for number, (evaluation, group) in enumerate(grouped(chosen, "evaluation")):
+    for number, (title, group) in enumerate(by_evaluation(chosen, look)):
         contexts = sorted({s["context_tokens"] for s in group})
         panels.append(
             Panel(
                 name=f"{value}-steps-{number}",
-                title=look.label(evaluation),
-                description=described(
-                    f"{value.capitalize()} against steps", group, look, "step", value
-                ),
+                title=title,
+                description=described(f"{value.capitalize()} against steps", group, "step", value),
                 x_label="optimizer steps",
                 y_label="perplexity" if value == "perplexity" else "reach, tokens",
                 y_scale="log" if value == "perplexity" else "linear",
                 level=contexts[0] if value == "reach" and len(contexts) == 1 else None,
-                lines=tuple(line(s, look) for s in group),
+                lines=tuple(line(s) for s in group),
             )
         )
     if not panels:

@@ -6,16 +6,17 @@ from ropewalk.report.drawn import (
     Drawn,
     Json,
     Look,
+    by_evaluation,
     conventions,
     described,
     drawn,
-    grouped,
     line,
 )
 from ropewalk.report.svg import Line, Panel
 from ropewalk.report.wording import figure, listed, percent, span
 
 WINDOWS = "Dotted lines mark windows that these runs were pretrained or trained on."
+_MOST_BANDS = 6  # of one panel
 _MARGIN = 1.1  # a mark may lie so much beyond the last point
 
 
@@ -24,19 +25,19 @@ def by_distance(series: Sequence[Json], judged: Json, look: Look) -> Drawn | Non
     if not series:
         return None
     panels = []
-    for number, (evaluation, group) in enumerate(grouped(series, "evaluation")):
+    for number, (title, group) in enumerate(by_evaluation(series, look)):
         panels.append(
             Panel(
                 name=f"distance-{number}",
-                title=look.label(evaluation),
-                description=described(
-                    "Success rate against distance", group, look, "at", "accuracy"
-                ),
+                title=title,
+                description=described("Success rate against distance", group, "at", "accuracy"),
                 x_label="distance, tokens",
                 y_label="success rate",
                 level=group[0]["threshold"],
                 marks=_marks(group),
-                lines=tuple(line(s, look, interval="band") for s in group),
+                lines=tuple(
+                    line(s, interval="band", bounded=len(group) <= _MOST_BANDS) for s in group
+                ),
             )
         )
     levels = sorted({s["threshold"] for s in series})
@@ -44,8 +45,9 @@ def by_distance(series: Sequence[Json], judged: Json, look: Look) -> Drawn | Non
     chance = f" Chance is {listed([figure(c, 'accuracy') for c in chances])}." if chances else ""
     caption = (
         "Share of trials that retrieve, by distance, final weights; bands are Wilson 95 % "
-        f"intervals. The dashed line at {listed([percent(level) for level in levels])} is where "
-        f"the reach ends.{chance} {WINDOWS} {conventions(series, judged, look)}"
+        f"intervals, left out where more than {_MOST_BANDS} would overlap. The dashed line at "
+        f"{listed([percent(level) for level in levels])} is where the reach ends.{chance} "
+        f"{WINDOWS} {conventions(series, judged, look)}"
     )
     return drawn("retrieval-distance", "Retrieval against distance", caption, panels)
 
@@ -55,36 +57,35 @@ def copied(series: Sequence[Json], judged: Json, look: Look) -> Drawn | None:
     if not series:
         return None
     panels = []
-    for number, (evaluation, group) in enumerate(grouped(series, "evaluation")):
-        reaches = "; ".join(f"{look.label(s['run'])} reaches {s['reach']:,} tokens" for s in group)
+    for number, (title, group) in enumerate(by_evaluation(series, look)):
+        reaches = "; ".join(f"{s['label']} reaches {s['reach']:,} tokens" for s in group)
         accuracies = "; ".join(
-            f"{look.label(s['run'])}: "
+            f"{s['label']}: "
             + ", ".join(f"{figure(p['accuracy'], 'accuracy')} at {p['x']:,}" for p in s["points"])
             for s in group
         )
         panels.append(
             Panel(
                 name=f"copy-{number}",
-                title=look.label(evaluation),
-                description=f"{described('Drop against distance', group, look, 'at', 'nll')} "
-                f"{reaches}.",
+                title=title,
+                description=f"{described('Drop against distance', group, 'at', 'nll')} {reaches}.",
                 x_label="distance, tokens",
                 y_label="drop of the loss, nat per token",
                 x_scale="log",
                 marks=_marks(group),
-                lines=tuple(line(s, look, interval="band") for s in group),
+                lines=tuple(line(s, interval="band") for s in group),
             )
         )
         panels.append(
             Panel(
                 name=f"copy-accuracy-{number}",
-                title=f"{look.label(evaluation)}: next token right",
+                title=f"{title}: next token right",
                 description=f"Share of first choices in the second showing. {accuracies}.",
                 x_label="distance, tokens",
                 y_label="share of tokens",
                 x_scale="log",
                 marks=_marks(group),
-                lines=tuple(line(s, look, "accuracy") for s in group),
+                lines=tuple(line(s, "accuracy") for s in group),
             )
         )
     caption = (
@@ -100,21 +101,21 @@ def by_position(series: Sequence[Json], judged: Json, look: Look) -> Drawn | Non
     if not series:
         return None
     panels = []
-    for number, (evaluation, group) in enumerate(grouped(series, "evaluation")):
-        for value, title, label in (
+    for number, (title, group) in enumerate(by_evaluation(series, look)):
+        for value, what, label in (
             ("nll", "loss", "loss, nat per token"),
             ("accuracy", "next token right", "share of tokens"),
         ):
             panels.append(
                 Panel(
                     name=f"position-{value}-{number}",
-                    title=f"{look.label(evaluation)}: {title}",
-                    description=_ends(title, group, value, look),
+                    title=f"{title}: {what}",
+                    description=_ends(what, group, value),
                     x_label="position: tokens read before",
                     y_label=label,
                     x_scale="log",
                     marks=_marks(group),
-                    lines=tuple(line(s, look, value, interval="band", draw="line") for s in group),
+                    lines=tuple(line(s, value, interval="band", draw="line") for s in group),
                 )
             )
     caption = (
@@ -181,7 +182,7 @@ def _marks(group: Sequence[Json]) -> tuple[tuple[float, str], ...]:
     return tuple((w, f"{w:,}") for w in sorted(windows) if w <= _MARGIN * end)
 
 
-def _ends(what: str, group: Sequence[Json], value: str, look: Look) -> str:
+def _ends(what: str, group: Sequence[Json], value: str) -> str:
     """Return where each curve begins, is lowest or highest, and ends."""
     said = []
     for s in group:
@@ -191,5 +192,5 @@ def _ends(what: str, group: Sequence[Json], value: str, look: Look) -> str:
         numbers = ", ".join(
             f"{figure(p[value], value)} at {p['first']:,} to {p['last']:,}" for p in places
         )
-        said.append(f"{look.label(s['run'])}: {numbers}")
+        said.append(f"{s['label']}: {numbers}")
     return f"{what.capitalize()} at the first, the best and the last positions. {'; '.join(said)}."

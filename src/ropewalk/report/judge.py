@@ -162,6 +162,7 @@ def judge(spec: JudgeJob, material: Material) -> Json:
                 "theory": _theory(material),
                 "training": _training(material.runs, again),
             },
+            "variants": accounts.variants(results),
             "cells": accounts.cells(results, sampling),
             "cost": accounts.cost(results),
             "lost": accounts.lost(results),

@@ -110,7 +110,7 @@ def judge_claim(claim: Claim, evidence: Evidence) -> Verdict:
         outcome=combine([c.standing for c in comparisons], least),
         reason=_near_reason(comparisons, least)
         if isinstance(claim.rule, Predicted) and claim.rule.factor
-        else _reason(comparisons),
+        else _reason(comparisons, "pair" if isinstance(claim.rule, Pairs) else "step"),
         measured=measured,
         comparisons=comparisons,
     )
@@ -271,13 +271,13 @@ def _both_numbers(rule: Value, measured: Measured, scale: str) -> str:
     )
 
 
-def _reason(comparisons: Sequence[Comparison]) -> str:
+def _reason(comparisons: Sequence[Comparison], each: str) -> str:
     if len(comparisons) == 1:
         return f"{comparisons[0].sentence} {_ENDING[comparisons[0].standing]}"
     standings = [c.standing for c in comparisons]
     parts = [f"{standings.count(s)} {_CHAIN[s]}" for s in _CHAIN if s in standings]
-    steps = count(len(comparisons), "step")
-    every = "Both steps" if len(comparisons) == 2 else f"All {steps}"
+    steps = count(len(comparisons), each)
+    every = f"Both {each}s" if len(comparisons) == 2 else f"All {steps}"
     shares = f"{every} are {_CHAIN[standings[0]]}"
     if len(parts) > 1:
         shares = f"Of {steps} {listed(parts)}"
