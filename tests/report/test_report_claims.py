@@ -27,7 +27,7 @@ claims:
     outcome: blocked
     note: x
 scales:
-  mini: { decides: [later] }
+  mini: { claims: { later: { printed: "of this scale" } }, decides: [later] }
   small: { claims: { later: null }, decides: [theory] }
 """
 Tables = list[list[list[str]]]
@@ -200,3 +200,14 @@ def test_the_committed_page_is_what_the_command_makes(tmp_path: Path) -> None:
         for claim in yaml.safe_load(file.read_text()).get("claims", {})
     ]
     assert set(written) <= set(ids)
+
+
+def test_kept_reports_are_small_and_name_no_machine() -> None:
+    """Guards against checkpoints, provenance or megabytes that a checkout carries for ever."""
+    kept = ROOT / "docs" / "results"
+    files = [file for file in kept.rglob("*") if file.is_file()]
+    assert kept / "README.md" in files
+    assert {file.suffix for file in files} <= {".md", ".json", ".csv", ".html"}
+    assert not {file.name for file in files} & {"manifest.json", "provenance.json"}
+    for scale in {file.relative_to(kept).parts[0] for file in files if file.parent != kept}:
+        assert sum(f.stat().st_size for f in (kept / scale).rglob("*") if f.is_file()) < 3_000_000
