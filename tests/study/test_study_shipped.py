@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from ropewalk.base.canonical import plain
+from ropewalk.evaluate.spec import Passkey, RecallProbe
 from ropewalk.report.spec import Exact, JudgeJob, Quantity
 from ropewalk.report.verdict import quantities
 from ropewalk.study.config import SCALES
@@ -124,6 +125,21 @@ def test_weights_that_are_judged_are_kept_and_evaluated(study: str, scale: str) 
             if full in plan.evaluated(study, evaluation)
         }
         assert not plan.run(full).snapshot_steps or "all" in snapshots, name
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_probes_allow_for_the_distance_that_no_prompt_has(scale: str) -> None:
+    """Guards against a probe that is refused when its model is trained at last.
+
+    The longest of its distances is the whole context, where the question has no room.
+    """
+    probes = [
+        node
+        for node in planned(scale).of_stage("evaluate")
+        if isinstance(node.spec.protocol, RecallProbe | Passkey)
+    ]
+    assert probes
+    assert [n.manifest for n in probes if "dropped" not in n.spec.protocol.allow] == []
 
 
 def imported(code: str) -> set[str]:
