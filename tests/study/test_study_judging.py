@@ -241,7 +241,7 @@ def test_a_note_does_not_hide_why_a_claim_is_not_tested(tmp_path: Path) -> None:
     )
     note = job(plan(write(tmp_path, demo=demo))).claims["better"].note
     assert note is not None
-    assert note.startswith("this scale has no loss of {'method': 'direct'}")
+    assert note.startswith("this scale has no loss of method direct")
     assert note.endswith("A remark.")
 
 

@@ -200,13 +200,13 @@ def _resolve(
         if quantity.calibration or quantity.value in OF_TRAINING:
             trained = run_of(study, quantity.run)
             if trained is None or not any(trained in runs for runs in measured.values()):
-                missing.append(f"run {quantity.run or dict(study.file.main)}")
+                missing.append(f"run {_worded(quantity.run or study.file.main)}")
                 return quantity
             return dataclasses.replace(quantity, run=trained)
         _known_evaluation(study, quantity.evaluation, f"{where}.rule", problems)
         run = run_of(study, quantity.run)
         if run is None or run not in measured.get(quantity.evaluation, []):
-            missing.append(f"{quantity.evaluation} of {quantity.run or dict(study.file.main)}")
+            missing.append(f"{quantity.evaluation} of {_worded(quantity.run or study.file.main)}")
             return quantity
         snapshot = snapshot_of(study, quantity.snapshot)
         if not snapshot:
@@ -244,6 +244,13 @@ def _resolve(
         note = f"this scale has no {missing[0]}" + (f". {claim.note}" if claim.note else "")
         return dataclasses.replace(claim, rule=None, requires=(), outcome=NOT_TESTED, note=note)
     return dataclasses.replace(claim, rule=rule, requires=requires)
+
+
+def _worded(selection: str | Mapping[str, str]) -> str:
+    """Return a run as claims name it, in words: its name, or `method pi, length 4x`."""
+    if isinstance(selection, str):
+        return selection
+    return ", ".join(f"{axis} {value}" for axis, value in selection.items())
 
 
 def _shapes(study: Study, calibration: str) -> Container[str | None]:
